@@ -1,0 +1,1 @@
+"""The only importer of Ray: actors, placement, checkpoints, progress and submission."""

@@ -1,0 +1,1 @@
+"""What a person asks for: concepts, fusions, samples, evaluations, and the mos command."""

@@ -1,0 +1,1 @@
+"""The method: ED-LoRA training, gradient fusion, regional sampling and their measures."""

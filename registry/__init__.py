@@ -1,0 +1,1 @@
+"""The shared shelf: objects, manifests, catalogue and trust."""
