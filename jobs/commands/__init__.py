@@ -1,0 +1,1 @@
+"""One module a command of `mos`; heavy imports happen inside the functions."""

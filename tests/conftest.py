@@ -1,0 +1,27 @@
+"""What all tests share."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --require-everything, which turns a skip for want of a dependency into a failure."""
+    parser.addoption(
+        "--require-everything",
+        action="store_true",
+        help="fail instead of skipping when a dependency is missing",
+    )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
+    """Report a skip as a failure where everything is required."""
+    report = yield
+    if report.skipped and item.config.getoption("--require-everything") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped although everything is required: {report.longrepr}"
+    return report
