@@ -25,3 +25,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):
         report.outcome = "failed"
         report.longrepr = f"skipped although everything is required: {report.longrepr}"
     return report
+
+
+@pytest.fixture(scope="session")
+def tiny_base():
+    """A random-weight base of the Stable Diffusion 1.x kind; leave its weights as they are."""
+    from mos.random_base import random_base
+
+    return random_base("sd1")
