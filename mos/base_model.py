@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,74 +13,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from mos.errors import BadInputError, NotFoundError
+from mos.facts import BaseFacts, EncoderFacts
 from mos.layers import attention_linears, canonical_name, cross_attention_names, linear_weight
 
+__all__ = ["BaseFacts", "BaseModel", "EncoderFacts", "assemble", "fingerprint", "load_base"]
+
 _PREDICTION_TYPES = ("epsilon", "v_prediction")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderFacts:
-    """What is true of one text encoder and its tokenizer; ``mean_embedding_norm`` over all token rows."""
-
-    name: str
-    hidden_dim: int
-    vocab_size: int
-    bos_id: int
-    eos_id: int
-    pad_id: int
-    max_length: int
-    mean_embedding_norm: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class BaseFacts:
-    """What is true of a base model, as plain data: no tensors, JSON-able.
-
-    ``linear_shapes`` lists every layer a LoRA may tune (attention, feed-forward, projections) as
-    component -> canonical name -> (out, in). ``sample_size`` is the latent's side. ``fingerprint`` is one
-    sha256 a component.
-    """
-
-    name: str
-    family: str
-    num_cross_attention_layers: int
-    encoders: tuple[EncoderFacts, ...]
-    latent_channels: int
-    vae_scale_factor: int
-    sample_size: int
-    scaling_factor: float
-    prediction_type: str
-    linear_shapes: Mapping[str, Mapping[str, tuple[int, int]]]
-    attention_linears: Mapping[str, tuple[str, ...]]
-    fingerprint: Mapping[str, str]
-
-    @property
-    def resolution(self) -> int:
-        """Side of the pictures the base was trained on, in pixels."""
-        return self.sample_size * self.vae_scale_factor
-
-    def encoder(self, name: str) -> EncoderFacts:
-        """Return the facts of one text encoder by its component name."""
-        return next(encoder for encoder in self.encoders if encoder.name == name)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON data; :meth:`from_json` reads it back."""
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return plain
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "BaseFacts":
-        """Rebuild the facts from :meth:`to_json`."""
-        fields = dict(data)
-        fields["encoders"] = tuple(EncoderFacts(**encoder) for encoder in fields["encoders"])
-        fields["linear_shapes"] = {
-            component: {name: (int(shape[0]), int(shape[1])) for name, shape in shapes.items()}
-            for component, shapes in fields["linear_shapes"].items()
-        }
-        fields["attention_linears"] = {
-            component: tuple(names) for component, names in fields["attention_linears"].items()
-        }
-        return cls(**fields)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -319,6 +257,7 @@ def _read_facts(
         scaling_factor=float(vae.config.scaling_factor),
         prediction_type=prediction_type,
         linear_shapes={key: _shapes(module) for key, module in components.items()},
+        linear_norms={key: _norms(module) for key, module in components.items()},
         attention_linears={key: attention_linears(module) for key, module in components.items()},
         fingerprint={key: fingerprint(module) for key, module in components.items()},
     )
@@ -336,6 +275,11 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, int]]:
         weight: Tensor = linear_weight(module, name)
         shapes[name] = (weight.shape[0], weight.shape[1])
     return shapes
+
+
+def _norms(module: nn.Module) -> dict[str, float]:
+    names = attention_linears(module, feed_forward=True, projections=True)
+    return {name: round(float(linear_weight(module, name).norm()), 4) for name in names}
 
 
 def _encoder_facts(name: str, encoder: CLIPTextModel, tokenizer: CLIPTokenizer) -> EncoderFacts:

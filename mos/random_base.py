@@ -117,6 +117,7 @@ def _scheduler(prediction_type: str) -> DDPMScheduler:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         clip_sample=False,
+        steps_offset=1,
         prediction_type=prediction_type,
     )
 
