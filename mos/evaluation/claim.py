@@ -1,22 +1,73 @@
-"""The identity claim: how much of each concept is left after fusing, by every strategy, on paired pictures."""
+"""The identity claim: how much of each concept is left after fusing, by every strategy, on paired pictures.
+
+Every method draws the same prompts from the same first noise, so that methods are compared picture by
+picture. Beside the methods stand ceilings (renders of the identity, and those renders through the base's
+autoencoder) and floors (renders of another identity of the class, and the untrained base asked for the
+class). One cell, one method, is `measure_cell`: cells are independent and may run in processes of their own.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mos.evaluation.results import Cell, Difference, PictureScore
+import numpy as np
+
+from mos.base_model import BaseModel
+from mos.concept import ConceptRef
+from mos.edlora.adapter import Adapter
+from mos.errors import BadInputError
+from mos.evaluation.prompts import PromptSuite, Shot, load_suite
+from mos.evaluation.results import Cell, Difference, PictureScore, compare, summarise
+from mos.evaluation.scoring import ConceptTruth, PictureScorer
+from mos.evaluation.verdicts import Verdict, judge
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mos.smallworld.world import Identity
+
+SINGLE, AVERAGE, SUM, GRADIENT = "single", "average", "sum", "gradient"
+CEILING_RENDERS, CEILING_AUTOENCODER = "ceiling: renders", "ceiling: autoencoder"
+FLOOR_OTHER, FLOOR_BASE = "floor: another identity", "floor: untrained base"
+MARKS = (CEILING_RENDERS, CEILING_AUTOENCODER, FLOOR_OTHER)
+"""Cells that need no sampling."""
+
+COMPARISONS = ((GRADIENT, AVERAGE), (GRADIENT, SUM), (GRADIENT, SINGLE), (AVERAGE, SINGLE), (SINGLE, FLOOR_BASE))
+COMPARED_METRICS = ("probe_identity", "probe_pattern", "probe_accessory", "probe_backdrop", "image_alignment_pairwise")
+
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """A claim in words with its answer: True holds, False does not, None cannot be told."""
+class ClaimConfig:
+    """Size of the experiment.
 
-    statement: str
-    holds: bool | None
-    evidence: str
+    Attributes:
+        pictures_per_concept: Paired pictures of each concept in every cell.
+        num_inference_steps: Denoising steps (DPM-Solver++).
+        guidance_scale: Classifier-free guidance.
+        batch_size: Pictures denoised together.
+        num_distractors: Other individuals of the class that the identity rank is taken among.
+        examples_per_concept: Prompts of each concept kept as pictures for the report.
+    """
+
+    pictures_per_concept: int = 36
+    num_inference_steps: int = 14
+    guidance_scale: float = 3.0
+    batch_size: int = 12
+    num_distractors: int = 7
+    examples_per_concept: int = 2
+
+    def __post_init__(self) -> None:
+        if min(self.pictures_per_concept, self.num_inference_steps, self.batch_size, self.num_distractors) < 1:
+            raise BadInputError(f"claim: sizes must be at least 1: {self}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimSubject:
+    """One concept of the small world that takes part: its reference, who it is, and its training pictures."""
+
+    ref: ConceptRef
+    identity: "Identity"
+    references: Sequence["Image.Image"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +78,15 @@ class Example:
     prompt: str
     seed: int
     pictures: Mapping[str, "Image.Image"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellOutcome:
+    """What one method drew: its scores, and the pictures that become examples, by (concept, prompt, seed)."""
+
+    method: str
+    rows: Sequence[PictureScore]
+    pictures: Mapping[tuple[str, str, int], "Image.Image"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +106,148 @@ class ClaimResult:
     differences: Sequence[Difference]
     verdicts: Sequence[Verdict]
     examples: Sequence[Example] = ()
+
+
+def claim_shots(config: ClaimConfig, suite: PromptSuite | None = None) -> tuple[Shot, ...]:
+    """The prompts and seeds of one concept: those with the concept alone, seed by seed until there are enough."""
+    suite = suite or load_suite("small-world")
+    alone = sum(prompt.alone for prompt in suite.prompts)
+    num_seeds = -(-config.pictures_per_concept // alone)
+    shots = [shot for shot in suite.shots(num_seeds) if shot.prompt.alone]
+    shots.sort(key=lambda shot: shot.seed % 1000)
+    return tuple(shots[: config.pictures_per_concept])
+
+
+def claim_truths(subjects: Sequence[ClaimSubject], config: ClaimConfig) -> list[ConceptTruth]:
+    """Each concept's truth with distractors: other held-out individuals of its class, the same for all."""
+    from mos.smallworld.concepts import concept_pictures
+    from mos.smallworld.world import sample_identity
+
+    truths = []
+    for subject in subjects:
+        rng = np.random.default_rng(20271)
+        class_name = subject.identity.class_name
+        strangers = [sample_identity(rng, class_name=class_name, held_out=True) for _ in range(config.num_distractors)]
+        truths.append(
+            ConceptTruth(
+                ref=str(subject.ref),
+                word=subject.ref.word,
+                class_word=class_name,
+                references=subject.references,
+                identity=subject.identity,
+                distractors=[
+                    [picture for picture, _, _ in concept_pictures(stranger, seed, 4)]
+                    for seed, stranger in enumerate(strangers)
+                ],
+            )
+        )
+    return truths
+
+
+def measure_cell(
+    base: BaseModel,
+    scorer: PictureScorer,
+    subjects: Sequence[ClaimSubject],
+    method: str,
+    adapters: Mapping[str, Adapter] | None,
+    config: ClaimConfig,
+) -> CellOutcome:
+    """Draw and score one method's pictures of every concept.
+
+    Args:
+        base: The base model.
+        scorer: Scores pictures; its features of references are kept between cells.
+        subjects: The concepts.
+        method: Name of the cell; one of `MARKS` draws renders, anything else samples.
+        adapters: Concept reference -> what draws it (one fused model may serve all); None draws the class
+            from the untrained base.
+        config: Size of the experiment.
+    """
+    shots = claim_shots(config)
+    rows: list[PictureScore] = []
+    pictures = {}
+    for truth, subject in zip(claim_truths(subjects, config), subjects, strict=True):
+        if method in MARKS:
+            images = _rendered(base, method, subject.identity, shots)
+        else:
+            images = _sampled(base, None if adapters is None else adapters[truth.ref], truth, shots, config)
+        rows += scorer.rows(truth, shots, images, method=method, suite="small-world")
+        for shot, image in list(zip(shots, images, strict=True))[: config.examples_per_concept]:
+            pictures[truth.ref, shot.prompt.text, shot.seed] = image
+    return CellOutcome(method=method, rows=rows, pictures=pictures)
+
+
+def conclude_claim(outcomes: Sequence[CellOutcome]) -> ClaimResult:
+    """Put the cells together: summaries, paired differences, verdicts and examples."""
+    rows = [row for outcome in outcomes for row in outcome.rows]
+    present = {outcome.method for outcome in outcomes}
+    scored = {metric for row in rows for metric in row.scores}
+    differences = [
+        compare(rows, method, baseline, metric)
+        for method, baseline in COMPARISONS
+        if {method, baseline} <= present
+        for metric in COMPARED_METRICS
+        if metric in scored
+    ]
+    keys = dict.fromkeys(key for outcome in outcomes for key in outcome.pictures)
+    examples = [
+        Example(
+            concept=concept,
+            prompt=prompt,
+            seed=seed,
+            pictures={
+                outcome.method: outcome.pictures[concept, prompt, seed]
+                for outcome in outcomes
+                if (concept, prompt, seed) in outcome.pictures
+            },
+        )
+        for concept, prompt, seed in keys
+    ]
+    return ClaimResult(
+        rows=rows, cells=summarise(rows), differences=differences, verdicts=judge(rows), examples=examples
+    )
+
+
+def _sampled(
+    base: BaseModel, adapter: Adapter | None, truth: ConceptTruth, shots: Sequence[Shot], config: ClaimConfig
+) -> list["Image.Image"]:
+    from mos.sampling import SamplingConfig, sample
+
+    word = truth.class_word if adapter is None else truth.word
+    options = SamplingConfig(
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.guidance_scale,
+        batch_size=config.batch_size,
+    )
+    prompts = [shot.prompt.with_word(word) for shot in shots]
+    return sample(base, adapter, prompts, seeds=[shot.seed for shot in shots], config=options)
+
+
+def _rendered(base: BaseModel, method: str, identity: "Identity", shots: Sequence[Shot]) -> list["Image.Image"]:
+    """Renders of the identity, or of another of its class, where and how each seed says, as each prompt asks."""
+    from mos.smallworld.render import compose_scene, render_scene
+    from mos.smallworld.world import neighbour_identity
+
+    shown = neighbour_identity(identity) if method == FLOOR_OTHER else identity
+    images = []
+    for shot in shots:
+        scene = compose_scene(np.random.default_rng([20270, shot.seed]), [shown], shot.prompt.backdrop)
+        images.append(render_scene(scene, with_masks=False).image)
+    return reconstructed(base, images) if method == CEILING_AUTOENCODER else images
+
+
+def reconstructed(base: BaseModel, images: Sequence["Image.Image"], *, batch_size: int = 16) -> list["Image.Image"]:
+    """Pictures through the base's autoencoder and back: the best any sample of this base can look."""
+    import torch
+    from PIL import Image
+
+    results: list[Image.Image] = []
+    for start in range(0, len(images), batch_size):
+        batch = np.stack([np.asarray(image.convert("RGB")) for image in images[start : start + batch_size]])
+        pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).to(base.device, base.dtype) / 127.5 - 1.0
+        with torch.inference_mode():
+            latents = base.vae.encode(pixels).latent_dist.mode()
+            decoded = base.vae.decode(latents).sample
+        values = ((decoded.float() + 1.0) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+        results += [Image.fromarray(value) for value in values]
+    return results

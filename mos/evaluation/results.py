@@ -18,11 +18,12 @@ class Metric:
 
 
 METRICS: tuple[Metric, ...] = (
+    Metric(name="probe_identity", label="identity kept (probe)"),
     Metric(name="probe_class", label="class kept (probe)"),
     Metric(name="probe_pattern", label="pattern kept (probe)"),
     Metric(name="probe_accessory", label="accessory kept (probe)"),
     Metric(name="probe_colour", label="colour kept (probe)"),
-    Metric(name="probe_identity", label="identity kept (probe, all four)"),
+    Metric(name="probe_exact", label="all four kept at once (probe)"),
     Metric(name="probe_backdrop", label="backdrop as asked (probe)"),
     Metric(name="image_alignment_pairwise", label="image-alignment (pairwise)"),
     Metric(name="image_alignment_first_reference", label="image-alignment (first reference)"),

@@ -19,8 +19,9 @@ from jobs.gallery import (
     write_demo_report,
 )
 from jobs.gallery.timeline import most_at_once, timeline_svg
-from mos.evaluation.claim import ClaimResult, Example, Verdict
+from mos.evaluation.claim import ClaimResult, Example
 from mos.evaluation.results import PictureScore, compare, summarise
+from mos.evaluation.verdicts import Verdict
 
 METHODS = ("ceiling: renders", "single", "average", "sum", "gradient", "floor: untrained base")
 
