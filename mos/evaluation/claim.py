@@ -45,17 +45,14 @@ class ClaimConfig:
         num_inference_steps: Denoising steps (DPM-Solver++).
         guidance_scale: Classifier-free guidance.
         batch_size: Pictures denoised together.
-        bfloat16: Draw under autocast to bfloat16; None does so where the processor has instructions for it,
-            which halves the time. All cells of one claim must agree.
         num_distractors: Other individuals of the class that the identity rank is taken among.
         examples_per_concept: Prompts of each concept kept as pictures for the report.
     """
 
     pictures_per_concept: int = 36
-    num_inference_steps: int = 12
+    num_inference_steps: int = 14
     guidance_scale: float = 3.0
-    batch_size: int = 18
-    bfloat16: bool | None = None
+    batch_size: int = 12
     num_distractors: int = 7
     examples_per_concept: int = 2
 
@@ -214,8 +211,6 @@ def conclude_claim(outcomes: Sequence[CellOutcome]) -> ClaimResult:
 def _sampled(
     base: BaseModel, adapter: Adapter | None, truth: ConceptTruth, shots: Sequence[Shot], config: ClaimConfig
 ) -> list["Image.Image"]:
-    import torch
-
     from mos.sampling import SamplingConfig, sample
 
     word = truth.class_word if adapter is None else truth.word
@@ -225,17 +220,7 @@ def _sampled(
         batch_size=config.batch_size,
     )
     prompts = [shot.prompt.with_word(word) for shot in shots]
-    with torch.autocast(base.device.type, dtype=torch.bfloat16, enabled=_use_bfloat16(config)):
-        return sample(base, adapter, prompts, seeds=[shot.seed for shot in shots], config=options)
-
-
-def _use_bfloat16(config: ClaimConfig) -> bool:
-    """Whether to draw in bfloat16: as told, or as this processor does well."""
-    import torch
-
-    if config.bfloat16 is not None:
-        return config.bfloat16
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return sample(base, adapter, prompts, seeds=[shot.seed for shot in shots], config=options)
 
 
 def _rendered(base: BaseModel, method: str, identity: "Identity", shots: Sequence[Shot]) -> list["Image.Image"]:

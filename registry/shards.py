@@ -1,0 +1,155 @@
+"""Parquet files of the catalogue: sorted runs of rows, named by content, rewritten only where they change."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mos.concept import ConceptRef
+from registry.documents import sha256_hex
+from registry.row import Row
+from registry.snapshot import ShardEntry
+
+MAX_SHARD_ROWS = 32_768
+"""A file with more rows is split in two."""
+
+_ROW_GROUP = 8_192
+_ARROW_TYPES: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    bool: pa.bool_(),
+    list[str]: pa.list_(pa.string()),
+}
+ROW_SCHEMA = pa.schema([(field.name, _ARROW_TYPES[field.type]) for field in fields(Row)])
+
+EMBEDDING_SCHEMA = pa.schema(
+    [
+        ("owner", pa.string()),
+        ("concept", pa.string()),
+        ("version", pa.int64()),
+        ("dim", pa.int64()),
+        ("scales", pa.list_(pa.float32())),
+        ("codes", pa.binary()),
+    ]
+)
+"""One record a version: the signed bytes of all its previews one after another, and a scale for each."""
+
+Key = tuple[str, str, int]
+Load = Callable[[ShardEntry], bytes]
+
+
+def read_table(data: bytes) -> pa.Table:
+    """A catalogue file in memory."""
+    return pq.read_table(io.BytesIO(data))
+
+
+def read_concept(data: bytes, ref: ConceptRef) -> list[dict[str, Any]]:
+    """The records of one concept in a catalogue file, by version."""
+    filters = [("owner", "=", ref.owner), ("concept", "=", ref.name)]
+    records: list[dict[str, Any]] = pq.read_table(io.BytesIO(data), filters=filters).to_pylist()
+    return records
+
+
+def read_owner(data: bytes, owner: str) -> list[dict[str, Any]]:
+    """The records of one owner in a catalogue file."""
+    records: list[dict[str, Any]] = pq.read_table(io.BytesIO(data), filters=[("owner", "=", owner)]).to_pylist()
+    return records
+
+
+def owners_in(data: bytes) -> set[str]:
+    """The owners in a catalogue file."""
+    return set(pq.read_table(io.BytesIO(data), columns=["owner"])["owner"].unique().to_pylist())
+
+
+def encode(table: pa.Table) -> bytes:
+    """The bytes of a catalogue file; the same rows give the same bytes."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP, write_statistics=True)
+    return sink.getvalue()
+
+
+def merge(
+    shards: Sequence[ShardEntry],
+    changes: Mapping[Key, dict[str, Any] | None],
+    schema: pa.Schema,
+    load: Load,
+) -> tuple[tuple[ShardEntry, ...], dict[str, bytes]]:
+    """Apply changed records to the files they belong to.
+
+    Args:
+        shards: The files now, in order.
+        changes: `(owner, concept, version)` -> the record there from now on, or None to remove it.
+        schema: Of the records; the first columns it must have are owner, concept and version.
+        load: Reads a file.
+
+    Returns:
+        The files afterwards, in order, and the bytes of those that are new by their sha256.
+    """
+    assigned = _assign(shards, sorted(changes))
+    entries: list[ShardEntry] = []
+    written: dict[str, bytes] = {}
+    for index, shard in enumerate(shards or [None]):
+        keys = assigned.get(index, [])
+        if not keys and shard is not None:
+            entries.append(shard)
+            continue
+        old = schema.empty_table() if shard is None else read_table(load(shard)).select(schema.names).cast(schema)
+        for part in _split(_replace(old, {key: changes[key] for key in keys}, schema)):
+            data = encode(part)
+            entry = _entry(part, data)
+            written[entry.sha256] = data
+            entries.append(entry)
+    return tuple(entries), written
+
+
+def _assign(shards: Sequence[ShardEntry], keys: Sequence[Key]) -> dict[int, list[Key]]:
+    """Which file each key belongs to: the last one that begins at or before its concept, else the first."""
+    assigned: dict[int, list[Key]] = {}
+    index = 0
+    for key in keys:
+        while index + 1 < len(shards) and shards[index + 1].first <= key[:2]:
+            index += 1
+        assigned.setdefault(index, []).append(key)
+    return assigned
+
+
+def _replace(table: pa.Table, changes: Mapping[Key, dict[str, Any] | None], schema: pa.Schema) -> pa.Table:
+    names = pc.binary_join_element_wise(table["owner"], table["concept"], pc.cast(table["version"], pa.string()), "/")
+    changed = pa.array([f"{owner}/{concept}/{version}" for owner, concept, version in changes], pa.string())
+    kept = table.filter(pc.invert(pc.is_in(names, value_set=changed)))
+    added = pa.Table.from_pylist([record for record in changes.values() if record is not None], schema=schema)
+    whole = pa.concat_tables([kept, added])
+    order = pc.sort_indices(
+        whole, sort_keys=[("owner", "ascending"), ("concept", "ascending"), ("version", "ascending")]
+    )
+    return whole.take(order).combine_chunks()
+
+
+def _split(table: pa.Table) -> list[pa.Table]:
+    """Cut a table into equal parts of at most `MAX_SHARD_ROWS`, never within a concept."""
+    if table.num_rows <= MAX_SHARD_ROWS:
+        return [table] if table.num_rows else []
+    target = -(-table.num_rows // (-(-table.num_rows // MAX_SHARD_ROWS) + 1))
+    owners, concepts = table["owner"].to_pylist(), table["concept"].to_pylist()
+    parts, start = [], 0
+    while start < table.num_rows:
+        end = min(start + target, table.num_rows)
+        while end < table.num_rows and (owners[end], concepts[end]) == (owners[end - 1], concepts[end - 1]):
+            end += 1
+        parts.append(table.slice(start, end - start))
+        start = end
+    return parts
+
+
+def _entry(table: pa.Table, data: bytes) -> ShardEntry:
+    last = table.num_rows - 1
+    return ShardEntry(
+        sha256=sha256_hex(data),
+        num_rows=table.num_rows,
+        first=(table["owner"][0].as_py(), table["concept"][0].as_py()),
+        last=(table["owner"][last].as_py(), table["concept"][last].as_py()),
+    )

@@ -1,0 +1,187 @@
+"""Similarity: one embedding a preview picture and scorer, computed by the indexer, never taken from the owner.
+
+Embeddings are unit vectors stored as signed bytes with one scale each, in Parquet files sorted like the
+catalogue's. The inner product of two is their cosine to within the rounding.
+"""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mos.concept import ConceptRef
+from mos.errors import BadInputError, MosError, NotFoundError
+from registry.layout import blob_key
+from registry.reading import Catalogue, Shelf
+from registry.row import Row, State
+from registry.snapshot import ShardEntry
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 16_000_000
+"""A preview with more is not decoded."""
+
+Floats = NDArray[np.float32]
+
+
+class Scorer(Protocol):
+    """Turns pictures and prompts into features of one space; `mos.evaluation.scorer.ClipScorer` is one."""
+
+    @property
+    def name(self) -> str:
+        """What the embeddings are filed under: letters, digits, '.', '_', '-'."""
+        ...
+
+    def image_features(self, images: Sequence["Image.Image"]) -> Floats:
+        """Features [n, dim] of pictures."""
+        ...
+
+    def text_features(self, prompts: Sequence[str]) -> Floats:
+        """Features [n, dim] of prompts."""
+        ...
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A version and how close its closest preview is, as a cosine."""
+
+    ref: ConceptRef
+    similarity: float
+
+
+class EmbeddingJob:
+    """Keeps the embeddings of one snapshot in step with its rows."""
+
+    def __init__(self, shelf: Shelf, catalogue: Catalogue) -> None:
+        self._shelf = shelf
+        self._catalogue = catalogue
+
+    def update(
+        self, scorer: Scorer, changes: Mapping[ConceptRef, Row]
+    ) -> tuple[tuple[ShardEntry, ...], dict[str, bytes]]:
+        """Embed what became listed, forget what is listed no longer; a new scorer begins with all rows."""
+        known = self._catalogue.snapshot.embeddings.get(scorer.name)
+        rows = dict(changes)
+        if known is None:
+            rows = {**self._all_rows(), **rows}
+        records: dict[tuple[str, str, int], dict[str, Any] | None] = {}
+        for ref, row in sorted(rows.items()):
+            embedded = self._embed(scorer, row) if row.state == State.LISTED else None
+            if embedded is not None or known is not None:
+                records[(ref.owner, ref.name, ref.version or 0)] = embedded
+        return self._merge(known or (), records)
+
+    def forget(
+        self, scorer_name: str, changes: Mapping[ConceptRef, Row]
+    ) -> tuple[tuple[ShardEntry, ...], dict[str, bytes]]:
+        """Drop what is listed no longer from the embeddings of a scorer that is not at hand."""
+        records: dict[tuple[str, str, int], dict[str, Any] | None] = {
+            (row.owner, row.concept, row.version): None for row in changes.values() if row.state != State.LISTED
+        }
+        return self._merge(self._catalogue.snapshot.embeddings.get(scorer_name, ()), records)
+
+    def _merge(
+        self, shards: tuple[ShardEntry, ...], records: dict[tuple[str, str, int], dict[str, Any] | None]
+    ) -> tuple[tuple[ShardEntry, ...], dict[str, bytes]]:
+        if not records or (not shards and all(record is None for record in records.values())):
+            return shards, {}
+        from registry.shards import EMBEDDING_SCHEMA, merge
+
+        return merge(shards, records, EMBEDDING_SCHEMA, self._catalogue.load_embeddings)
+
+    def _embed(self, scorer: Scorer, row: Row) -> dict[str, Any] | None:
+        images = [image for image in (self._preview(row, sha256) for sha256 in row.previews) if image is not None]
+        if not images:
+            return None
+        codes, scales = quantise(scorer.image_features(images))
+        return {
+            "owner": row.owner,
+            "concept": row.concept,
+            "version": row.version,
+            "dim": codes.shape[1],
+            "scales": [float(scale) for scale in scales],
+            "codes": codes.tobytes(),
+        }
+
+    def _preview(self, row: Row, sha256: str) -> "Image.Image | None":
+        """A preview as an RGB picture, or None if it cannot be decoded."""
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(self._shelf.store.get(blob_key(row.owner, sha256)))) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    return None
+                return image.convert("RGB")
+        except (OSError, ValueError, MosError):
+            return None
+
+    def _all_rows(self) -> dict[ConceptRef, Row]:
+        from registry.shards import read_table
+
+        found = {}
+        for shard in self._catalogue.snapshot.data:
+            for record in read_table(self._catalogue.load(shard)).to_pylist():
+                row = Row.from_dict(record)
+                found[row.ref] = row
+        return found
+
+
+def quantise(features: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """Unit vectors [n, dim] as signed bytes and one scale each, so that `codes * scale` is the vector."""
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = features / np.maximum(norms, 1e-12)
+    scales = np.maximum(np.abs(unit).max(axis=1), 1e-12) / 127.0
+    codes = np.rint(unit / scales[:, None]).astype(np.int8)
+    return codes, scales.astype(np.float32)
+
+
+def nearest(catalogue: Catalogue, scorer: Scorer, queries: Floats, limit: int) -> list[Neighbour]:
+    """The listed versions with a preview closest to any of the queries [n, dim].
+
+    Raises:
+        NotFoundError: If the catalogue has no embeddings by this scorer.
+    """
+    shards = catalogue.snapshot.embeddings.get(scorer.name)
+    if not shards:
+        known = ", ".join(sorted(catalogue.snapshot.embeddings)) or "none"
+        raise NotFoundError(
+            f"no embeddings by scorer {scorer.name} in the catalogue (there are: {known}); "
+            "run mos registry index --scorer"
+        )
+    unit = queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
+    found: list[Neighbour] = []
+    for shard in shards:
+        found = top(found + nearest_in(catalogue.load_embeddings(shard), unit.astype(np.float32), limit), limit)
+    return found
+
+
+def nearest_in(data: bytes, unit_queries: Floats, limit: int) -> list[Neighbour]:
+    """The closest versions of one file of embeddings."""
+    from registry.shards import read_table
+
+    table = read_table(data)
+    dims = set(table["dim"].unique().to_pylist())
+    if not dims:
+        return []
+    if dims != {unit_queries.shape[1]}:
+        raise BadInputError(f"embeddings of {dims} numbers, the query has {unit_queries.shape[1]}: another scorer")
+    codes = np.frombuffer(b"".join(table["codes"].to_pylist()), dtype=np.int8).reshape(-1, unit_queries.shape[1])
+    counts = np.asarray([len(scales) for scales in table["scales"].to_pylist()])
+    scales = np.asarray([scale for scales in table["scales"].to_pylist() for scale in scales], np.float32)
+    cosines = (codes.astype(np.float32) @ unit_queries.T).max(axis=1) * scales
+    best = np.maximum.reduceat(cosines, np.concatenate([[0], np.cumsum(counts)[:-1]]))
+    chosen = np.argsort(-best, kind="stable")[:limit]
+    records = table.select(["owner", "concept", "version"]).take(chosen).to_pylist()
+    return [
+        Neighbour(ConceptRef(record["owner"], record["concept"], record["version"]), float(best[index]))
+        for record, index in zip(records, chosen, strict=True)
+    ]
+
+
+def top(neighbours: Iterable[Neighbour], limit: int) -> list[Neighbour]:
+    """The closest, ties by name."""
+    return sorted(neighbours, key=lambda one: (-one.similarity, one.ref))[:limit]
