@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mos.errors import BadInputError
+from mos.errors import BadInputError, NotFoundError
 from mos.sampling.geometry import RegionGeometry
 
 
@@ -56,6 +57,39 @@ def condition_picture(picture: Image.Image, channels: int, *, width: int, height
     return values[None] if channels == 1 else values.permute(2, 0, 1)
 
 
+def load_condition(adapter: Path, picture: Path, weight: float, *, width: int, height: int) -> Condition:
+    """Open a T2I-Adapter in the diffusers layout and the picture it is to follow.
+
+    Args:
+        adapter: Folder with `config.json` and safetensors weights.
+        picture: Sketch or pose, white lines on black as the adapter was trained.
+        weight: Strength outside the regions.
+        width: Of the picture to draw, in pixels.
+        height: Of the picture to draw, in pixels.
+
+    Raises:
+        NotFoundError: If there is no such folder or picture.
+        ConditionError: If one of them cannot be read.
+    """
+    from diffusers import T2IAdapter
+
+    if not (adapter / "config.json").is_file():
+        raise NotFoundError(f"condition adapter {adapter}: no such T2I-Adapter; expected a folder with config.json")
+    if not picture.is_file():
+        raise NotFoundError(f"condition picture {picture}: no such file")
+    try:
+        model = T2IAdapter.from_pretrained(adapter, use_safetensors=True, local_files_only=True).eval()
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConditionError(f"condition adapter {adapter}: cannot be loaded ({reason})") from error
+    try:
+        with Image.open(picture) as opened:
+            values = condition_picture(opened, int(model.config.in_channels), width=width, height=height)
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ConditionError(f"condition picture {picture}: cannot be read ({error})") from None
+    return Condition(adapter=model, picture=values, weight=weight)
+
+
 @torch.no_grad()
 def condition_features(
     conditions: Sequence[Condition], geometry: RegionGeometry, unet: Any, *, progress: float
@@ -84,6 +118,7 @@ def condition_features(
 
 
 def _weighted_features(condition: Condition, geometry: RegionGeometry, unet: Any) -> list[Tensor]:
+    condition.adapter.to(unet.device)
     parameter = next(condition.adapter.parameters())
     features = condition.adapter(condition.picture[None].to(parameter))
     channels = [feature.shape[1] for feature in features]
