@@ -7,7 +7,7 @@ anywhere is simply run again. Two runs at once do some work twice and write ever
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cluster.evaluation_rows import Objects, ScoreStore
 from mos.evaluation.batch import BatchConfig, Block, BlockDrawer, BlockScorer, EvaluatedModel, plan_blocks
@@ -185,8 +185,9 @@ class _ScoreStage:
 
 
 def _drawer(job: EvaluationJob) -> BlockDrawer:
-    from mos.base_model import load_base
     from mos.models import load_adapter
+
+    from mos.base_model import load_base
 
     base = load_base(job.base)
 
@@ -213,8 +214,9 @@ def _scorer(job: EvaluationJob) -> BlockScorer:
 
 def open_scorer(scorer: str | None, *, use_probe: bool, text_prefix: str) -> PictureScorer:
     """Open a CLIP scorer, the small world's by default, with the small world's probe beside it if asked."""
-    from mos.evaluation.scorer import ClipScorer
     from mos.smallworld.assets import load_probe, scorer_path
+
+    from mos.evaluation.scorer import ClipScorer
 
     clip = ClipScorer.load(scorer_path() if scorer is None else scorer)
     return PictureScorer(clip=clip, probe=load_probe() if use_probe else None, text_prefix=text_prefix)
