@@ -16,6 +16,15 @@ from mos.base_model import BaseModel
 from mos.concept import ConceptRef
 from mos.edlora.adapter import Adapter
 from mos.errors import BadInputError
+from mos.evaluation.drawing import (
+    CEILING_AUTOENCODER,
+    CEILING_RENDERS,
+    FLOOR_BASE,
+    FLOOR_OTHER,
+    MARKS,
+    rendered,
+    sampled,
+)
 from mos.evaluation.prompts import PromptSuite, Shot, load_suite
 from mos.evaluation.results import Cell, Difference, PictureScore, compare, summarise
 from mos.evaluation.scoring import ConceptTruth, PictureScorer
@@ -24,13 +33,31 @@ from mos.evaluation.verdicts import Verdict, judge
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mos.sampling import SamplingConfig
     from mos.smallworld.world import Identity
 
 SINGLE, AVERAGE, SUM, GRADIENT = "single", "average", "sum", "gradient"
-CEILING_RENDERS, CEILING_AUTOENCODER = "ceiling: renders", "ceiling: autoencoder"
-FLOOR_OTHER, FLOOR_BASE = "floor: another identity", "floor: untrained base"
-MARKS = (CEILING_RENDERS, CEILING_AUTOENCODER, FLOOR_OTHER)
-"""Cells that need no sampling."""
+
+__all__ = [
+    "AVERAGE",
+    "CEILING_AUTOENCODER",
+    "CEILING_RENDERS",
+    "FLOOR_BASE",
+    "FLOOR_OTHER",
+    "GRADIENT",
+    "MARKS",
+    "SINGLE",
+    "SUM",
+    "CellOutcome",
+    "ClaimConfig",
+    "ClaimResult",
+    "ClaimSubject",
+    "Example",
+    "claim_shots",
+    "claim_truths",
+    "conclude_claim",
+    "measure_cell",
+]
 
 COMPARISONS = ((GRADIENT, AVERAGE), (GRADIENT, SUM), (GRADIENT, SINGLE), (AVERAGE, SINGLE), (SINGLE, FLOOR_BASE))
 COMPARED_METRICS = ("probe_identity", "probe_pattern", "probe_accessory", "probe_backdrop", "image_alignment_pairwise")
@@ -62,6 +89,17 @@ class ClaimConfig:
     def __post_init__(self) -> None:
         if min(self.pictures_per_concept, self.num_inference_steps, self.batch_size, self.num_distractors) < 1:
             raise BadInputError(f"claim: sizes must be at least 1: {self}")
+
+    @property
+    def sampling(self) -> "SamplingConfig":
+        """The same as options of the sampler."""
+        from mos.sampling import SamplingConfig
+
+        return SamplingConfig(
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            batch_size=self.batch_size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +209,10 @@ def measure_cell(
     pictures = {}
     for truth, subject in zip(claim_truths(subjects, config), subjects, strict=True):
         if method in MARKS:
-            images = _rendered(base, method, subject.identity, shots)
+            images = rendered(base, method, subject.identity, shots)
         else:
-            images = _sampled(base, None if adapters is None else adapters[truth.ref], truth, shots, config)
+            adapter = None if adapters is None else adapters[truth.ref]
+            images = sampled(base, adapter, truth, shots, config.sampling, bfloat16=config.bfloat16)
         rows += scorer.rows(truth, shots, images, method=method, suite="small-world")
         for shot, image in list(zip(shots, images, strict=True))[: config.examples_per_concept]:
             pictures[truth.ref, shot.prompt.text, shot.seed] = image
@@ -209,60 +248,3 @@ def conclude_claim(outcomes: Sequence[CellOutcome]) -> ClaimResult:
     return ClaimResult(
         rows=rows, cells=summarise(rows), differences=differences, verdicts=judge(rows), examples=examples
     )
-
-
-def _sampled(
-    base: BaseModel, adapter: Adapter | None, truth: ConceptTruth, shots: Sequence[Shot], config: ClaimConfig
-) -> list["Image.Image"]:
-    import torch
-
-    from mos.sampling import SamplingConfig, sample
-
-    word = truth.class_word if adapter is None else truth.word
-    options = SamplingConfig(
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        batch_size=config.batch_size,
-    )
-    prompts = [shot.prompt.with_word(word) for shot in shots]
-    with torch.autocast(base.device.type, dtype=torch.bfloat16, enabled=_use_bfloat16(config)):
-        return sample(base, adapter, prompts, seeds=[shot.seed for shot in shots], config=options)
-
-
-def _use_bfloat16(config: ClaimConfig) -> bool:
-    """Whether to draw in bfloat16: as told, or as this processor does well."""
-    import torch
-
-    if config.bfloat16 is not None:
-        return config.bfloat16
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _rendered(base: BaseModel, method: str, identity: "Identity", shots: Sequence[Shot]) -> list["Image.Image"]:
-    """Renders of the identity, or of another of its class, where and how each seed says, as each prompt asks."""
-    from mos.smallworld.render import compose_scene, render_scene
-    from mos.smallworld.world import neighbour_identity
-
-    shown = neighbour_identity(identity) if method == FLOOR_OTHER else identity
-    images = []
-    for shot in shots:
-        scene = compose_scene(np.random.default_rng([20270, shot.seed]), [shown], shot.prompt.backdrop)
-        images.append(render_scene(scene, with_masks=False).image)
-    return reconstructed(base, images) if method == CEILING_AUTOENCODER else images
-
-
-def reconstructed(base: BaseModel, images: Sequence["Image.Image"], *, batch_size: int = 16) -> list["Image.Image"]:
-    """Pictures through the base's autoencoder and back: the best any sample of this base can look."""
-    import torch
-    from PIL import Image
-
-    results: list[Image.Image] = []
-    for start in range(0, len(images), batch_size):
-        batch = np.stack([np.asarray(image.convert("RGB")) for image in images[start : start + batch_size]])
-        pixels = torch.from_numpy(batch).permute(0, 3, 1, 2).to(base.device, base.dtype) / 127.5 - 1.0
-        with torch.inference_mode():
-            latents = base.vae.encode(pixels).latent_dist.mode()
-            decoded = base.vae.decode(latents).sample
-        values = ((decoded.float() + 1.0) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
-        results += [Image.fromarray(value) for value in values]
-    return results

@@ -7,6 +7,7 @@ import torch
 from mos.concept import ConceptRef
 from mos.edlora.adapter import Adapter, ConceptWords
 from mos.evaluation import claim
+from mos.evaluation.drawing import reconstructed
 from mos.evaluation.scoring import PictureScorer
 from mos.random_base import random_base
 from mos.smallworld.concepts import concept_pictures
@@ -117,6 +118,6 @@ def test_shots_go_through_the_prompts_before_a_second_seed():
 
 def test_a_picture_through_a_random_autoencoder_keeps_size_and_loses_likeness(base):
     picture = concept_pictures(concept_identity(1, "mug"), 0, 1)[0][0]
-    (found,) = claim.reconstructed(base, [picture])
+    (found,) = reconstructed(base, [picture])
     assert found.size == picture.size
     assert np.abs(np.asarray(found, float) - np.asarray(picture, float)).mean() > 5.0
