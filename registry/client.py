@@ -33,6 +33,9 @@ from registry.weights import FUSED_REPORT, FUSED_WEIGHTS, Package, WeightsCheck,
 if TYPE_CHECKING:
     from mos.facts import BaseFacts
 
+DEFAULT_LICENCE = "cc-by-4.0"
+"""The terms of a concept whose publisher names none."""
+
 MAX_PREVIEW_BYTES = 4 << 20
 """A preview picture may be this long."""
 
@@ -165,7 +168,7 @@ class Registry:
         *,
         key: SigningKey,
         run_id: str,
-        licence: Licence | str = "cc-by-4.0",
+        licence: Licence | str = "",
         details: Details | None = None,
         previews: Sequence[Path] = (),
         title: str = "",
@@ -182,8 +185,7 @@ class Registry:
             ref: Owner and name; a version in it is ignored.
             key: The owner's key, or a cluster's together with a grant.
             run_id: The run that made it.
-            licence: The terms, or the name of known ones; of a fusion, the credit lines and the terms follow
-                from its sources and this must not be looser.
+            licence: The terms, or the name of known ones; those of a fusion follow from its sources.
             details: Title, description, tags, previews.
             previews: Short for `details.previews`.
             title: Short for `details.title`.
@@ -207,7 +209,7 @@ class Registry:
             tags=tuple(tags) or details.tags,
         )
         package = read_package(check_exists(Path(path)))
-        terms = Licence.named(licence) if isinstance(licence, str) else licence
+        terms = Licence.named(licence or DEFAULT_LICENCE) if isinstance(licence, str) else licence
         lineage: tuple[Source, ...] = ()
         if package.kind == "fusion":
             lineage, terms = self._lineage(Path(path), allow_unlisted)

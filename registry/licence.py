@@ -115,6 +115,7 @@ KNOWN: Mapping[str, tuple[bool, bool]] = {
     "cc-by-nd-4.0": (True, False),
     "cc-by-nc-nd-4.0": (False, False),
     "all-rights-reserved": (False, False),
+    "proprietary": (False, False),
 }
 """Licence name -> (commercial use, derivatives); the terms are those of creativecommons.org/licenses."""
 

@@ -1,0 +1,389 @@
+"""`mos concept`: list, show, search, publish, pull, verify and withdraw concepts."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.options import json_option, print_json, registry_option
+from mos.concept import ConceptRef
+from mos.errors import CheckFailedError
+
+if TYPE_CHECKING:
+    from registry.client import Registry
+    from registry.event import Action
+    from registry.resolving import Resolved
+    from registry.row import Row
+
+
+@click.group(no_args_is_help=True)
+def command() -> None:
+    """List, show, search, publish, pull and withdraw concepts."""
+
+
+@command.command("ls")
+@click.argument("owner", required=False)
+@click.option("--all", "every", is_flag=True, help="Every version in every state, not only the newest listed.")
+@click.option("--limit", default=100, show_default=True, help="At most this many.")
+@registry_option
+@json_option
+def list_concepts(owner: str | None, every: bool, limit: int, registry_url: str, as_json: bool) -> None:
+    """List concepts, all or those of OWNER."""
+    from registry.search import Query
+
+    query = Query(owner=owner, state=None if every else "listed", all_versions=every, limit=limit)
+    print_rows(_open(registry_url).search(query), as_json)
+
+
+@command.command("search")
+@click.argument("text", nargs=-1)
+@click.option("--tag", default=None, help="Has this tag.")
+@click.option("--base", default=None, help="Name, family or fingerprint of the base it was trained on.")
+@click.option("--owner", default=None, help="Belongs to this owner.")
+@click.option("--licence", default=None, help="Has this licence, such as cc-by-4.0.")
+@click.option("--commercial/--no-commercial", "commercial_use", default=None, help="Commercial use allowed or not.")
+@click.option("--mergeable/--no-mergeable", "derivatives", default=None, help="Fusing allowed or not.")
+@click.option("--kind", type=click.Choice(["concept", "fusion"]), default=None, help="Only these.")
+@click.option("--like", type=click.Path(path_type=Path), default=None, help="Looks like this picture.")
+@click.option("--prompt", default=None, help="Looks like what this prompt says.")
+@click.option("--scorer", default=None, metavar="PATH|ID", help="CLIP model that compares; default: the small world's.")
+@click.option("--limit", default=20, show_default=True, help="At most this many.")
+@registry_option
+@json_option
+def search(
+    text: tuple[str, ...],
+    like: Path | None,
+    prompt: str | None,
+    scorer: str | None,
+    limit: int,
+    registry_url: str,
+    as_json: bool,
+    **filters: Any,
+) -> None:
+    """Find listed concepts by words, filters, a picture or a prompt."""
+    from registry.search import Query
+
+    registry = _open(registry_url)
+    rows = registry.search(Query(text=" ".join(text), limit=limit if not (like or prompt) else 10_000, **filters))
+    if like is None and prompt is None:
+        print_rows(rows, as_json)
+        return
+    fitting = {row.ref for row in rows}
+    images = [] if like is None else [read_picture(like)]
+    found = registry.similar(load_scorer(scorer), images=images, prompts=[prompt] if prompt else [], limit=10_000)
+    hits = [(row, closeness) for row, closeness in found if row.ref in fitting][:limit]
+    print_rows([row for row, _ in hits], as_json, [closeness for _, closeness in hits])
+
+
+@command.command("show")
+@click.argument("ref")
+@registry_option
+@json_option
+def show(ref: str, registry_url: str, as_json: bool) -> None:
+    """Show one version: what it is, its state, its licence, its files. REF is owner/name or owner/name@version."""
+    registry = _open(registry_url)
+    found = registry.resolve(ref, allow_unlisted=True)
+    data = describe(found)
+    if as_json:
+        print_json(data)
+        return
+    for name, value in data.items():
+        if value not in ("", [], {}, None):
+            click.echo(f"{name:<16} {_one_line(value)}")
+
+
+@command.command("publish")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("ref")
+@click.option("--run-id", default=None, help="The run that made it; the same run is one version. Default: its sha256.")
+@click.option("--licence", default="cc-by-4.0", show_default=True, help="Its terms.")
+@click.option("--credit", multiple=True, help="Whom to name; may be repeated.")
+@click.option("--person", default=None, help="A name or pseudonym of the person depicted.")
+@click.option(
+    "--consent", type=click.Path(path_type=Path), default=None, help="The consent record; only its sha256 is published."
+)
+@click.option("--title", default="", help="One line.")
+@click.option("--description", default="", help="A paragraph.")
+@click.option("--tag", "tags", multiple=True, help="A word to find it by; may be repeated.")
+@click.option(
+    "--preview", "previews", multiple=True, type=click.Path(path_type=Path), help="A picture; may be repeated."
+)
+@click.option("--no-index", is_flag=True, help="Leave listing it to the indexer, even if its key is here.")
+@registry_option
+@json_option
+def publish(
+    path: Path,
+    ref: str,
+    run_id: str | None,
+    licence: str,
+    credit: tuple[str, ...],
+    person: str | None,
+    consent: Path | None,
+    title: str,
+    description: str,
+    tags: tuple[str, ...],
+    previews: tuple[Path, ...],
+    no_index: bool,
+    registry_url: str,
+    as_json: bool,
+) -> None:
+    """Publish an ED-LoRA file, or the folder of a fused model, as the next version of REF (owner/name)."""
+    from registry.client import Details
+
+    registry = _open(registry_url)
+    target = ConceptRef.parse(ref)
+    key = registry.home.owner_key(target.owner)
+    published = registry.publish(
+        path,
+        target,
+        key=key,
+        run_id=run_id or _run_id_of(path),
+        licence=_licence(licence, credit, person, consent),
+        details=Details(title=title, description=description, tags=tags, previews=previews),
+    )
+    state = "uploaded"
+    if registry.may_index and not no_index:
+        registry.index()
+        row = registry.shelf.catalogue().version(published)
+        state = "uploaded" if row is None else f"{row.state}{f': {row.reason}' if row.reason else ''}"
+    if as_json:
+        print_json({"ref": str(published), "state": state, "licence": licence})
+        return
+    click.echo(f"{published} {state} ({licence})")
+
+
+@command.command("pull")
+@click.argument("ref")
+@click.option("--out", type=click.Path(path_type=Path), default=None, help="Copy it here; default: only the cache.")
+@click.option("--allow-unlisted", is_flag=True, help="Take it even if it is not listed.")
+@registry_option
+@json_option
+def pull(ref: str, out: Path | None, allow_unlisted: bool, registry_url: str, as_json: bool) -> None:
+    """Fetch a version, verified, and print where it is."""
+    registry = _open(registry_url)
+    found = registry.resolve(ref, allow_unlisted=allow_unlisted)
+    path = registry.pull(found)
+    if out is not None:
+        path = copy_out(path, out)
+    if found.state != "listed":
+        click.echo(f"mos: {found.ref} is {found.state.value}, not listed", err=True)
+    if as_json:
+        print_json({"ref": str(found.ref), "path": str(path), "weights_sha256": found.weights_sha256})
+        return
+    click.echo(str(path))
+
+
+@command.command("verify")
+@click.argument("refs", nargs=-1, required=True)
+@registry_option
+@json_option
+def verify(refs: tuple[str, ...], registry_url: str, as_json: bool) -> None:
+    """Read versions again and check signatures and every file's sha256."""
+    from registry.audit import audit
+
+    report(*audit(_open(registry_url).shelf, [ConceptRef.parse(ref) for ref in refs]), as_json)
+
+
+@command.command("yank")
+@click.argument("ref")
+@click.option("--reason", default="", help="For those who ask why.")
+@registry_option
+def yank(ref: str, reason: str, registry_url: str) -> None:
+    """Hide a version, or all versions of a concept; unyank brings it back."""
+    _withdraw(registry_url, ref, "yank", reason)
+
+
+@command.command("unyank")
+@click.argument("ref")
+@registry_option
+def unyank(ref: str, registry_url: str) -> None:
+    """Show a version again that was yanked."""
+    _withdraw(registry_url, ref, "unyank", "")
+
+
+@command.command("delete")
+@click.argument("ref")
+@click.option("--reason", default="", help="Such as: consent withdrawn.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@registry_option
+def delete(ref: str, reason: str, yes: bool, registry_url: str) -> None:
+    """Remove the bytes of a version, or of all versions of a concept, for good; a tombstone stays."""
+    from registry.errors import ObjectMissingError
+
+    if not yes:
+        click.confirm(f"Delete {ref} for good?", abort=True, err=True)
+    registry = _open(registry_url)
+    _withdraw(registry_url, ref, "delete", reason)
+    try:
+        fusions = registry.affected(ConceptRef.parse(ref))
+    except ObjectMissingError:
+        fusions = []
+    for row in fusions:
+        click.echo(f"mos: {row.ref} was fused from it", err=True)
+
+
+def print_rows(rows: list["Row"], as_json: bool, closeness: list[float] | None = None) -> None:
+    """Print catalogue rows as a table, or as JSON with every column."""
+    if as_json:
+        print_json(
+            [
+                {**row.to_dict(), "ref": str(row.ref), **({} if closeness is None else {"similarity": closeness[i]})}
+                for i, row in enumerate(rows)
+            ]
+        )
+        return
+    if not rows:
+        click.echo("mos: nothing found", err=True)
+    for index, row in enumerate(rows):
+        near = "" if closeness is None else f"{closeness[index]:.3f}  "
+        word = ConceptRef(row.owner, row.concept).word if row.kind == "concept" else "fusion"
+        click.echo(f"{near}{row.ref!s:<32} {row.state:<12} {word:<24} {row.licence:<12} {row.title}".rstrip())
+
+
+def describe(found: "Resolved") -> dict[str, Any]:
+    """One version as data."""
+    manifest = found.manifest
+    return {
+        "ref": str(found.ref),
+        "state": found.state.value,
+        "reason": found.reason,
+        "checks": list(found.checks),
+        "word": ConceptRef(found.ref.owner, found.ref.name).word if manifest.kind == "concept" else "",
+        "kind": manifest.kind,
+        "class_word": manifest.class_word,
+        "concept_kind": manifest.concept_kind,
+        "title": manifest.title,
+        "description": manifest.description,
+        "tags": list(manifest.tags),
+        "base": manifest.base_name,
+        "base_fingerprint": manifest.base_fingerprint,
+        "rank": manifest.rank,
+        "recipe": manifest.recipe,
+        "licence": manifest.licence.to_json(),
+        "lineage": [source.to_json() for source in manifest.lineage],
+        "files": [file.to_json() for file in manifest.files],
+        "run_id": manifest.run_id,
+        "created_at": manifest.created_at,
+        "manifest_sha256": found.manifest_sha256,
+    }
+
+
+def report(count: int, complaints: list[Any], as_json: bool) -> None:
+    """Print what an audit found.
+
+    Raises:
+        CheckFailedError: If anything was wrong.
+    """
+    if as_json:
+        print_json({"num_versions": count, "complaints": [vars(one) for one in complaints]})
+    else:
+        click.echo(f"{count} versions read, {len(complaints)} complaints")
+    for one in complaints:
+        click.echo(f"mos: {one.where}: {one.what}", err=True)
+    if complaints:
+        raise CheckFailedError(f"{len(complaints)} of {count} versions are not as they should be")
+
+
+def load_scorer(path_or_id: str | None) -> Any:
+    """A CLIP scorer; the small world's own if none is named."""
+    from mos.evaluation.scorer import ClipScorer
+
+    if path_or_id is not None:
+        return ClipScorer.load(path_or_id)
+    from mos.smallworld.assets import scorer_path
+
+    scorer = ClipScorer.load(scorer_path())
+    scorer.name = "small-world"
+    return scorer
+
+
+def read_picture(path: Path) -> Any:
+    """A picture from a file.
+
+    Raises:
+        NotFoundError: If it is not there.
+        BadInputError: If it cannot be read.
+    """
+    from PIL import Image
+
+    from mos.errors import BadInputError, NotFoundError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: no such picture") from error
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"{path}: cannot be read as a picture") from error
+
+
+def copy_out(path: Path, out: Path) -> Path:
+    """Copy a pulled file or folder to where its user wants it.
+
+    Raises:
+        ConflictError: If something is there already.
+    """
+    import shutil
+
+    from mos.errors import ConflictError
+
+    if path.is_dir():
+        if out.exists():
+            raise ConflictError(f"{out}: something is there already; choose another place")
+        shutil.copytree(path, out)
+        return out
+    target = out / f"{path.stem[:12]}.safetensors" if out.is_dir() else out
+    if target.exists() and target.read_bytes() != path.read_bytes():
+        raise ConflictError(f"{target}: something else is there already; choose another place")
+    shutil.copyfile(path, target)
+    return target
+
+
+def _open(url: str) -> "Registry":
+    from registry.client import Registry
+
+    return Registry.open(url)
+
+
+def _withdraw(url: str, ref: str, action: "Action", reason: str) -> None:
+    registry = _open(url)
+    target = ConceptRef.parse(ref)
+    own = registry.home.has_owner_key(target.owner)
+    key = registry.home.owner_key(target.owner) if own else registry.administrator.key
+    for one in registry.withdraw(target, action, key, reason):
+        click.echo(f"{one} {action}")
+    if registry.may_index:
+        registry.index()
+
+
+def _licence(name: str, credit: tuple[str, ...], person: str | None, consent: Path | None) -> Any:
+    from mos.errors import NotFoundError, UsageError
+    from registry.documents import sha256_hex
+    from registry.licence import Licence, Person
+
+    if consent is not None and person is None:
+        raise UsageError("--consent needs --person: whose consent is it?")
+    if consent is not None and not consent.is_file():
+        raise NotFoundError(f"{consent}: no such consent record")
+    digest = None if consent is None else sha256_hex(consent.read_bytes())
+    persons = [] if person is None else [Person(label=person, consent_sha256=digest)]
+    return Licence.named(name, credit=credit, persons=persons)
+
+
+def _run_id_of(path: Path) -> str:
+    """A run id for something made elsewhere: what it contains."""
+    from mos.errors import NotFoundError
+    from registry.documents import sha256_hex
+
+    files = [path] if path.is_file() else sorted(one for one in path.glob("*") if one.is_file())
+    if not files:
+        raise NotFoundError(f"{path}: nothing there to publish")
+    return "file-" + sha256_hex("".join(sha256_hex(one.read_bytes()) for one in files).encode())[:16]
+
+
+def _one_line(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_one_line(item)}" for key, item in value.items() if item not in ("", [], None))
+    if isinstance(value, list):
+        return ", ".join(_one_line(item) for item in value)
+    return str(value)

@@ -1,0 +1,150 @@
+"""`mos concept`, `mos registry` and `mos owner` as a person uses them, on a directory."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from jobs.cli import cli
+from mos.artifact import write_artifact
+from mos.errors import MosError
+from tests.registry.world import make_edlora, tiny_facts, write_picture
+
+Mos = Callable[..., str]
+
+
+@pytest.fixture
+def mos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Mos:
+    """Run a command line; returns stdout, raises what main would print."""
+    monkeypatch.setenv("MOS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MOS_REGISTRY", str(tmp_path / "shelf"))
+
+    def run(*arguments: object) -> str:
+        result = CliRunner().invoke(cli, [str(argument) for argument in arguments], standalone_mode=False)
+        if result.exception is not None:
+            raise result.exception
+        return result.stdout
+
+    return run
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "robot.safetensors"
+    write_artifact(make_edlora(tiny_facts()), path)
+    return path
+
+
+def _json(text: str) -> Any:
+    return json.loads(text)
+
+
+def _founded(mos: Mos, *owners: str) -> None:
+    mos("registry", "init")
+    for owner in owners:
+        mos("owner", "new", owner)
+        mos("owner", "enrol", owner)
+
+
+def test_a_concept_goes_from_file_to_listing_and_back(mos: Mos, weights: Path, tmp_path: Path):
+    _founded(mos, "alice")
+    preview = write_picture(tmp_path / "p.png", (255, 0, 0))
+    line = mos("concept", "publish", weights, "alice/robot", "--tag", "tin", "--preview", preview)
+    assert line == "alice/robot@1 listed (cc-by-4.0)\n"
+    assert mos("concept", "publish", weights, "alice/robot").startswith("alice/robot@1 listed")
+    assert mos("concept", "ls").split()[:3] == ["alice/robot@1", "listed", "<alice-robot>"]
+    (row,) = _json(mos("concept", "search", "tin", "--mergeable", "--json"))
+    assert (row["ref"], row["licence"], row["num_persons"]) == ("alice/robot@1", "cc-by-4.0", 0)
+    shown = _json(mos("concept", "show", "alice/robot", "--json"))
+    assert (shown["state"], shown["class_word"], shown["tags"]) == ("listed", "robot", ["tin"])
+    out = mos("concept", "pull", "alice/robot", "--out", tmp_path / "copy.safetensors").strip()
+    assert Path(out).read_bytes() == weights.read_bytes()
+    assert mos("concept", "verify", "alice/robot") == "1 versions read, 0 complaints\n"
+    assert mos("registry", "verify") == "1 versions read, 0 complaints\n"
+
+
+def test_yank_delete_and_affected_are_seen_at_once(mos: Mos, weights: Path):
+    _founded(mos, "alice")
+    mos("concept", "publish", weights, "alice/robot")
+    mos("concept", "yank", "alice/robot", "--reason", "blurred")
+    assert mos("concept", "ls") == ""
+    assert "yanked" in mos("concept", "ls", "--all")
+    mos("concept", "unyank", "alice/robot")
+    assert "listed" in mos("concept", "ls")
+    assert mos("registry", "affected", "alice/robot") == ""
+    assert mos("concept", "delete", "alice/robot", "--reason", "consent withdrawn", "--yes") == "alice/robot@1 delete\n"
+    with pytest.raises(MosError, match="consent withdrawn") as caught:
+        mos("concept", "pull", "alice/robot@1")
+    assert caught.value.exit_code == 4
+
+
+def test_a_licence_that_forbids_it_and_a_person_without_consent(mos: Mos, weights: Path, tmp_path: Path):
+    _founded(mos, "alice")
+    with pytest.raises(MosError, match="expected one of") as caught:
+        mos("concept", "publish", weights, "alice/robot", "--licence", "wtf")
+    assert caught.value.exit_code == 3
+    assert "no consent is recorded" in mos("concept", "publish", weights, "alice/robot", "--person", "Ann")
+    record = tmp_path / "consent.txt"
+    record.write_text("Ann agrees")
+    line = mos("concept", "publish", weights, "alice/robot", "--run-id", "r2", "--person", "Ann", "--consent", record)
+    assert line.startswith("alice/robot@2 listed")
+
+
+def test_keys_rotate_and_old_versions_stay_listed(mos: Mos, weights: Path):
+    _founded(mos, "alice")
+    mos("concept", "publish", weights, "alice/robot")
+    mos("owner", "rotate", "alice")
+    assert [key["status"] for key in _json(mos("owner", "show", "alice", "--json"))["keys"]] == ["retired", "active"]
+    assert mos("concept", "publish", weights, "alice/robot", "--run-id", "r2").startswith("alice/robot@2 listed")
+    mos("registry", "rebuild")
+    assert mos("concept", "ls", "--all").count("listed") == 2
+    mos("owner", "suspend", "alice")
+    assert mos("concept", "ls") == ""
+    mos("owner", "suspend", "alice", "--lift")
+    assert "listed" in mos("concept", "ls")
+
+
+def test_registry_administration(mos: Mos, weights: Path):
+    _founded(mos, "alice")
+    mos("concept", "publish", weights, "alice/robot", "--no-index")
+    assert mos("registry", "index").startswith("catalogue 1: 1 examined, 1 changed (1 listed)")
+    assert mos("registry", "index", "--sweep").startswith("catalogue 1: 0 examined")
+    shown = _json(mos("registry", "show", "--json"))
+    assert (shown["catalogue"], shown["num_versions"]) == (1, 1)
+    assert _json(mos("registry", "gc", "--dry-run", "--json"))["keys"] == []
+    with pytest.raises(MosError, match="a registry is there already") as caught:
+        mos("registry", "init")
+    assert caught.value.exit_code == 5
+
+
+def test_policies_are_printed_for_s3_and_refused_for_a_directory(mos: Mos):
+    policies = _json(mos("registry", "init", "s3://shelf/mos", "--policy", "--owner", "alice"))
+    alice = policies["identity_policies"]["owner-alice"]["Statement"]
+    writes = next(one for one in alice if one["Sid"] == "WriteAlice")["Resource"]
+    assert writes == ["arn:aws:s3:::shelf/mos/users/alice/*", "arn:aws:s3:::shelf/mos/inbox/alice/*"]
+    with pytest.raises(MosError, match="file permissions") as caught:
+        mos("registry", "init", "--policy")
+    assert caught.value.exit_code == 2
+
+
+def test_missing_things_are_one_line_with_their_exit_code(mos: Mos, tmp_path: Path):
+    for arguments, code in [
+        (("concept", "ls"), 4),
+        (("registry", "index"), 4),
+        (("concept", "show", "not a ref"), 4),
+    ]:
+        with pytest.raises(MosError) as caught:
+            mos(*arguments)
+        assert caught.value.exit_code == code
+        assert "\n" not in str(caught.value)
+    _founded(mos, "alice")
+    with pytest.raises(MosError, match="no such concept"):
+        mos("concept", "show", "alice/ghost")
+    with pytest.raises(MosError, match="nothing there"):
+        mos("concept", "publish", tmp_path / "nowhere", "alice/robot")
+    with pytest.raises(click.ClickException):
+        mos("concept", "nonsense")
