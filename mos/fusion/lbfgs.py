@@ -48,7 +48,7 @@ class Quadratics:
     def times_hessian(self, directions: Tensor) -> Tensor:
         """The Hessian times directions, both [problems, k * in]."""
         sites, linears, rank, width = self.targets.shape
-        products = torch.bmm(directions.reshape(sites, linears * rank, width), self.matrices)
+        products = _products(directions.reshape(sites, linears * rank, width), self.matrices)
         return products.reshape(self.num_problems, -1) * (2.0 * self.scales.reshape(-1, 1))
 
 
@@ -197,6 +197,16 @@ def _batched(matrices: Tensor, vectors: Tensor) -> Tensor:
     result = vectors.new_empty(*matrices.shape[:2], 1)
     for index in range(len(matrices)):
         torch.mv(matrices[index], vectors[index, :, 0], out=result[index, :, 0])
+    return result
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """left [sites, n, m] @ right [sites, m, m]; on the CPU one by one, for the same reason."""
+    if left.device.type != "cpu":
+        return torch.bmm(left, right)
+    result = torch.empty_like(left)
+    for index in range(len(left)):
+        torch.mm(left[index], right[index], out=result[index])
     return result
 
 

@@ -2,10 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, get_args
 
 import torch
 
+from mos.fusion.config import SolverName
 from mos.fusion.errors import FusionError
 from mos.fusion.lbfgs import Quadratics, minimise
 from mos.fusion.problem import (
@@ -18,8 +18,7 @@ from mos.fusion.problem import (
 )
 
 Tensor = torch.Tensor
-SolverName = Literal["lbfgs", "lbfgs-preconditioned", "exact"]
-SOLVERS: tuple[str, ...] = get_args(SolverName)
+
 
 WORKSPACE_BYTES = 192 * 2**20
 """Bound on the LBFGS history of one batch; larger groups of equal shapes are solved in several batches."""

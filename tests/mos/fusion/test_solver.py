@@ -50,6 +50,16 @@ def test_lbfgs_on_the_gram_form_reaches_the_reference_loss(name: str, steps: int
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("solver", ["lbfgs", "lbfgs-preconditioned", "exact"])
+def test_every_solver_meets_the_concepts_better_than_their_average_and_sum(name: str, solver: str) -> None:
+    raw = raw_problem(name)
+    total = torch.stack(raw.deltas).sum(dim=0)
+    loss = raw.loss(update_of(raw.site(ridge=1e-4), solver=solver))
+    assert loss < (0.96 if name == "conflict" else 0.6) * raw.loss(total / len(raw.deltas))
+    assert loss < 0.9 * raw.loss(total)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_first_steps_of_lbfgs_are_the_reference_path(name: str) -> None:
     raw = raw_problem(name)
     for steps in (1, 2, 5):

@@ -1,0 +1,182 @@
+"""How concepts are fused: solver, regularisation, what is recorded, what is refused."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Literal, get_args
+
+from mos.errors import BadInputError
+
+SolverName = Literal["lbfgs", "lbfgs-preconditioned", "exact"]
+StrategyName = Literal["gradient", "average", "sum", "svd-average", "ties", "dare"]
+SOLVERS: tuple[str, ...] = get_args(SolverName)
+STRATEGIES: tuple[str, ...] = get_args(StrategyName)
+
+PAPER_STEPS = {"text-encoder": 500, "cross-attention": 500, "spatial": 50}
+"""LBFGS steps of Mix-of-Show (arXiv:2305.18292, appendix)."""
+
+GENERIC_PROMPTS = (
+    "",
+    "a photo",
+    "a cat and a dog in a garden",
+    "a house by the sea",
+    "a man and a woman in the street",
+    "a car under a tree",
+    "flowers in a mug on a table",
+    "a painting of a mountain",
+    "a robot in the city at night",
+    "a fish in the water",
+    "a bird in the snow",
+    "the moon over a field",
+)
+DRIFT_PROMPTS = ("a child with a ball", "a boat on a lake", "a forest in autumn", "two people in a room")
+
+
+class StageName(StrEnum):
+    """The three stages of gradient fusion, in their order; each needs the fused result of those before it."""
+
+    TEXT_ENCODER = "text-encoder"
+    CROSS_ATTENTION = "cross-attention"
+    SPATIAL = "spatial"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRule:
+    """How one stage is solved.
+
+    Attributes:
+        steps: LBFGS steps.
+        generic_weight: Weight of the generic prompts relative to all concepts together; 0 records none.
+        ridge: Pull toward the base weight, relative to the mean input energy.
+    """
+
+    steps: int
+    generic_weight: float = 0.0
+    ridge: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionConfig:
+    """Options of one fusion; everything that changes its result besides base and concepts.
+
+    Attributes:
+        strategy: `gradient` is Mix-of-Show's; the others merge weights without looking at any input.
+        solver: See `mos.fusion.solver.solve_sites`.
+        text_encoder: Rule of the first stage.
+        cross_attention: Rule of keys and values.
+        spatial: Rule of all other U-Net layers.
+        history: LBFGS history size.
+        prompts: What is recorded of each concept; `{}` stands for its word. The last stage draws the first one.
+        held_out_prompts: What fit is checked on; never fitted.
+        generic_prompts: Prompts without concepts on which the update should be zero; with "", the empty branch
+            of guidance.
+        drift_prompts: Prompts without concepts on which drift is measured; never fitted.
+        latent_seeds: Seeds of the pictures drawn while recording the last stage.
+        held_out_seeds: Seeds of the pictures on which the last stage is checked.
+        sampling_steps: Steps of each of those pictures.
+        measure: Whether held-out error and drift are measured, which costs about one more recording.
+        threads: CPU threads of recording and solving; bits depend on their number, so it is fixed.
+        norm_limit: Largest Frobenius norm of a concept's updates in a component, in norms of the base's layers.
+        outlier_limit: Largest such norm in medians of the other concepts'.
+        clip_norm: Scale concepts above either limit down to this part of the base's norm instead of refusing them.
+        allow_base_mismatch: Fuse concepts trained on another base, whose updates then rest on foreign weights.
+        merge_rank: Rank that `svd-average` keeps.
+        density: Part of the entries that `ties` and `dare` keep.
+        seed: Of `dare`'s choice.
+    """
+
+    strategy: StrategyName = "gradient"
+    solver: SolverName = "lbfgs"
+    text_encoder: StageRule = StageRule(steps=500, generic_weight=0.03, ridge=1e-4)
+    cross_attention: StageRule = StageRule(steps=500, generic_weight=0.03, ridge=1e-4)
+    spatial: StageRule = StageRule(steps=50, ridge=1e-3)
+    history: int = 25
+    prompts: tuple[str, ...] = ("photo of a {}", "{}")
+    held_out_prompts: tuple[str, ...] = ("a {} in the snow", "a painting of a {} on a table")
+    generic_prompts: tuple[str, ...] = GENERIC_PROMPTS
+    drift_prompts: tuple[str, ...] = DRIFT_PROMPTS
+    latent_seeds: tuple[int, ...] = (0, 1, 2)
+    held_out_seeds: tuple[int, ...] = (1000,)
+    sampling_steps: int = 20
+    measure: bool = True
+    threads: int = 1
+    norm_limit: float = 4.0
+    outlier_limit: float = 20.0
+    clip_norm: float | None = None
+    allow_base_mismatch: bool = False
+    merge_rank: int = 4
+    density: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        problems = [text for holds, text in self._checks() if not holds]
+        if problems:
+            raise BadInputError("fusion options: " + "; ".join(problems))
+
+    def rule(self, stage: StageName) -> StageRule:
+        """The rule of a stage."""
+        rules = {
+            StageName.TEXT_ENCODER: self.text_encoder,
+            StageName.CROSS_ATTENTION: self.cross_attention,
+            StageName.SPATIAL: self.spatial,
+        }
+        return rules[stage]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data; `from_json` reads it back."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "FusionConfig":
+        """Rebuild options from `to_json`.
+
+        Raises:
+            BadInputError: If a field is unknown or out of range.
+        """
+        known = {item.name for item in dataclasses.fields(cls)}
+        unknown = sorted(set(data) - known)
+        if unknown:
+            raise BadInputError(f"fusion options: unknown {', '.join(unknown)}; pip install --upgrade mos")
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in data.items()
+        }
+        for name in ("text_encoder", "cross_attention", "spatial"):
+            if name in fields:
+                fields[name] = StageRule(**fields[name])
+        return cls(**fields)
+
+    def _checks(self) -> tuple[tuple[bool, str], ...]:
+        rules = (self.text_encoder, self.cross_attention, self.spatial)
+        return (
+            (self.strategy in STRATEGIES, f"strategy {self.strategy!r}, expected one of {', '.join(STRATEGIES)}"),
+            (self.solver in SOLVERS, f"solver {self.solver!r}, expected one of {', '.join(SOLVERS)}"),
+            (all(1 <= rule.steps <= 10_000 for rule in rules), "steps of a stage: expected 1 to 10000"),
+            (all(rule.generic_weight >= 0 and rule.ridge >= 0 for rule in rules), "weights and ridges: expected >= 0"),
+            (1 <= self.history <= 100, f"history {self.history}, expected 1 to 100"),
+            (
+                bool(self.prompts) and all("{}" in text for text in (*self.prompts, *self.held_out_prompts)),
+                "every prompt of a concept must contain {}, which stands for its word",
+            ),
+            (bool(self.generic_prompts) and bool(self.drift_prompts), "generic and drift prompts: expected some"),
+            (bool(self.latent_seeds) and bool(self.held_out_seeds), "latent seeds: expected at least one"),
+            (1 <= self.sampling_steps <= 1000, f"sampling_steps {self.sampling_steps}, expected 1 to 1000"),
+            (1 <= self.threads <= 256, f"threads {self.threads}, expected 1 to 256"),
+            (self.norm_limit > 0 and self.outlier_limit > 1, "norm limits: expected above 0 and above 1"),
+            (self.clip_norm is None or self.clip_norm > 0, f"clip_norm {self.clip_norm}, expected above 0"),
+            (self.merge_rank >= 1, f"merge_rank {self.merge_rank}, expected at least 1"),
+            (0 < self.density <= 1, f"density {self.density}, expected above 0 and at most 1"),
+        )
+
+
+def paper_config(**changes: Any) -> FusionConfig:
+    """Mix-of-Show as published: no regularisation, one latent seed; early stopping alone keeps the update small."""
+    options: dict[str, Any] = {
+        "text_encoder": StageRule(steps=PAPER_STEPS[StageName.TEXT_ENCODER]),
+        "cross_attention": StageRule(steps=PAPER_STEPS[StageName.CROSS_ATTENTION]),
+        "spatial": StageRule(steps=PAPER_STEPS[StageName.SPATIAL]),
+        "latent_seeds": (0,),
+    }
+    return FusionConfig(**(options | changes))

@@ -1,0 +1,202 @@
+"""What is recorded of a concept in each of the three stages of gradient fusion.
+
+1. Text encoder: inputs of its layers, tuned for the concept, over all tokens (BOS to EOS) of its prompts, once a
+   cross-attention layer.
+2. Cross-attention keys and values: the fused text encoder's encodings of the concept's own tokens and EOS, each
+   layer its own.
+3. Everything else in the U-Net: inputs while the fused text encoder, keys and values and the concept's own LoRA draw
+   it, without guidance, every step recorded.
+
+The same for the generic prompts, with the base's own weights where a concept's would stand. (Mix-of-Show,
+arXiv:2305.18292, section 3.2 and appendix; the generic prompts are this project's.)
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mos.base_model import BaseModel
+from mos.edlora.adapter import Adapter, applied
+from mos.edlora.tokens import PromptEncoder
+from mos.fusion.capture import fixed_threads, recording
+from mos.fusion.config import FusionConfig, StageName
+from mos.fusion.source import FusionSource
+from mos.fusion.statistics import GramAccumulator, SiteStatistics, StageStatistics
+from mos.layers import cross_attention_names, input_sites
+
+Sites = dict[str, SiteStatistics]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One barrier of the fusion: which layers it solves.
+
+    Attributes:
+        name: Which of the three.
+        sites: Component -> site -> the linears that share its input, each tuned by at least one concept.
+    """
+
+    name: StageName
+    sites: Mapping[str, Mapping[str, tuple[str, ...]]]
+
+    def linears(self) -> dict[str, tuple[str, str]]:
+        """`component/linear` -> (component, linear), in order."""
+        return {
+            f"{component}/{name}": (component, name)
+            for component, sites in self.sites.items()
+            for names in sites.values()
+            for name in names
+        }
+
+
+def plan_stages(base: BaseModel, sources: Sequence[FusionSource]) -> list[Stage]:
+    """Sort every layer that some concept tunes into its stage; stages without layers are left out."""
+    tuned = {component: _tuned(base, component, sources) for component in (*base.text_encoders, "unet")}
+    text = {name: _sites(base, name, tuned[name]) for name in base.text_encoders if tuned[name]}
+    unet = _sites(base, "unet", tuned["unet"])
+    keys_and_values = {f"{name}.kv" for name in cross_attention_names(base.unet)}
+    cross = {site: names for site, names in unet.items() if site in keys_and_values}
+    spatial = {site: names for site, names in unet.items() if site not in keys_and_values}
+    stages = [
+        Stage(name=StageName.TEXT_ENCODER, sites=text),
+        Stage(name=StageName.CROSS_ATTENTION, sites={"unet": cross} if cross else {}),
+        Stage(name=StageName.SPATIAL, sites={"unet": spatial} if spatial else {}),
+    ]
+    return [stage for stage in stages if stage.sites]
+
+
+def record_stage(
+    stage: Stage, base: BaseModel, source: FusionSource | None, upstream: Adapter | None, config: FusionConfig
+) -> StageStatistics:
+    """Record one concept, or the generic prompts, in one stage.
+
+    Args:
+        stage: Which layers.
+        base: Whose weights are exchanged for the duration and put back bit for bit.
+        source: The concept; None records the generic prompts.
+        upstream: What the stages before found, with the vocabulary of all concepts; None in the first stage.
+        config: Prompts, seeds and steps.
+
+    Returns:
+        Statistics of the fitted prompts, and of the held-out ones if the config asks to measure.
+    """
+    record = _RECORDERS[stage.name]
+    fitted, held_out = (
+        (config.generic_prompts, config.drift_prompts) if source is None else (config.prompts, config.held_out_prompts)
+    )
+    word = "" if source is None else source.prompt_word
+    started = time.process_time()
+    with fixed_threads(config.threads), torch.no_grad(), applied(base, _weights(stage.name, source, upstream)):
+        run = _Run(stage=stage, base=base, upstream=upstream, source=source, config=config)
+        sites = record(run, [text.replace("{}", word) for text in fitted], config.latent_seeds)
+        checks = [text.replace("{}", word) for text in held_out] if config.measure else []
+        others = record(run, checks, config.held_out_seeds) if checks else {}
+    return StageStatistics(
+        concept="" if source is None else source.name,
+        sites=sites,
+        held_out=others,
+        seconds=time.process_time() - started,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    stage: Stage
+    base: BaseModel
+    upstream: Adapter | None
+    source: FusionSource | None
+    config: FusionConfig
+
+    def encoder(self) -> PromptEncoder:
+        """In the first stage, which has no upstream, a concept knows its own words alone."""
+        if self.upstream is not None:
+            return PromptEncoder(self.base, self.upstream.vocabulary)
+        own = self.source.concept_words() if self.source is not None else None
+        return PromptEncoder(self.base, () if own is None else (own,))
+
+
+def _weights(stage: StageName, source: FusionSource | None, upstream: Adapter | None) -> Adapter | None:
+    """What the base runs with while recording: upstream results, and the concept's own weights where its turn is."""
+    linears = {component: dict(updates) for component, updates in (upstream.linears if upstream else {}).items()}
+    if source is not None and stage is StageName.TEXT_ENCODER:
+        linears |= {component: source.updates(component) for component in source.edlora.linears if component != "unet"}
+    if source is not None and stage is StageName.SPATIAL:
+        fused = linears.get("unet", {})
+        own = source.updates("unet")
+        linears["unet"] = fused | {name: own[name] for name in own if name not in fused and not _is_cross(name)}
+    return Adapter(linears=linears, vocabulary=upstream.vocabulary if upstream is not None else ())
+
+
+def _is_cross(name: str) -> bool:
+    return name.endswith((".attn2.to_k", ".attn2.to_v"))
+
+
+def _record_text(run: _Run, prompts: Sequence[str], seeds: Sequence[int]) -> Sites:
+    del seeds
+    encoder = run.encoder()
+    result: Sites = {}
+    for component, sites in run.stage.sites.items():
+        accumulators = {site: GramAccumulator(precise=True) for site in sites}
+        for prompt in prompts:
+            tokens = encoder.eos_position(prompt, encoder=component) + 1
+            with recording(run.base.text_encoders[component], sites, accumulators, tokens=tokens):
+                encoder.encode([prompt])
+        result |= {f"{component}/{site}": found.statistics() for site, found in accumulators.items()}
+    return result
+
+
+def _record_cross(run: _Run, prompts: Sequence[str], seeds: Sequence[int]) -> Sites:
+    del seeds
+    encoder = run.encoder()
+    layer_of = {f"{name}.kv": index for index, name in enumerate(cross_attention_names(run.base.unet))}
+    accumulators = {site: GramAccumulator(precise=True) for site in run.stage.sites["unet"]}
+    for prompt in prompts:
+        context = encoder.encode([prompt]).context[0]
+        rows = list(range(context.shape[1]))
+        if run.source is not None:
+            rows = _concept_positions(encoder, prompt, run.source)
+        for site, accumulator in accumulators.items():
+            accumulator.add(context[layer_of[site], rows])
+    return {f"unet/{site}": accumulator.statistics() for site, accumulator in accumulators.items()}
+
+
+def _concept_positions(encoder: PromptEncoder, prompt: str, source: FusionSource) -> list[int]:
+    end = encoder.eos_position(prompt)
+    if not source.edlora.embeddings:
+        return list(range(end + 1))
+    return [*encoder.token_positions(prompt, source.ref.word), end]
+
+
+def _record_spatial(run: _Run, prompts: Sequence[str], seeds: Sequence[int]) -> Sites:
+    from mos.sampling import SamplingConfig, denoise
+
+    facts, base = run.base.facts, run.base
+    sites = run.stage.sites["unet"]
+    accumulators = {site: GramAccumulator(precise=False) for site in sites}
+    shape = (facts.latent_channels, facts.sample_size, facts.sample_size)
+    latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    options = SamplingConfig(num_inference_steps=run.config.sampling_steps, guidance_scale=1.0)
+    encoder = run.encoder()
+    for prompt in prompts[:1] if run.source is not None else prompts:
+        encoding = encoder.encode([prompt] * len(seeds))
+        with recording(base.unet, sites, accumulators):
+            denoise(base, encoding, None, latents.to(base.device), options)
+    return {f"unet/{site}": accumulator.statistics() for site, accumulator in accumulators.items()}
+
+
+def _tuned(base: BaseModel, component: str, sources: Sequence[FusionSource]) -> list[str]:
+    tuned = {name for source in sources for name in source.edlora.linears.get(component, {})}
+    return [name for name in base.facts.linear_shapes[component] if name in tuned]
+
+
+def _sites(base: BaseModel, component: str, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    return input_sites(base.component(component), names)
+
+
+_RECORDERS = {
+    StageName.TEXT_ENCODER: _record_text,
+    StageName.CROSS_ATTENTION: _record_cross,
+    StageName.SPATIAL: _record_spatial,
+}
