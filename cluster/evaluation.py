@@ -185,9 +185,8 @@ class _ScoreStage:
 
 
 def _drawer(job: EvaluationJob) -> BlockDrawer:
-    from mos.models import load_adapter
-
     from mos.base_model import load_base
+    from mos.models import load_adapter
 
     base = load_base(job.base)
 
