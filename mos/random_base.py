@@ -40,11 +40,14 @@ def random_base(family: str = "sd1", seed: int = 0, size: str = "tiny") -> BaseM
 
 def _tiny(family: str) -> BaseModel:
     names = ["text_encoder", "text_encoder_2"] if family == "sdxl" else ["text_encoder"]
-    tokenizer = small_tokenizer(max_length=77 if family == "sdxl" else 24)
+    tokenizers = {
+        name: small_tokenizer(max_length=77 if family == "sdxl" else 24, pad_token="!" if index else None)
+        for index, name in enumerate(names)
+    }
     encoders: dict[str, Any] = {
         name: _text_encoder(
-            tokenizer, vocab_size=len(tokenizer), hidden=16 * (1 + index), layers=2 + index, heads=2,
-            with_projection=index == 1,
+            tokenizers[name], vocab_size=len(tokenizers[name]), hidden=16 * (1 + index), layers=2 + index, heads=2,
+            with_projection=index == 1, legacy_eos=family == "sdxl",
         )
         for index, name in enumerate(names)
     }  # fmt: skip
@@ -61,7 +64,7 @@ def _tiny(family: str) -> BaseModel:
         name=f"random-{family}-tiny",
         unet=_tiny_unet(family),
         text_encoders=encoders,
-        tokenizers=dict.fromkeys(names, tokenizer),
+        tokenizers=tokenizers,
         vae=vae,
         scheduler=_scheduler("v_prediction" if family == "sd2" else "epsilon"),
     )
@@ -130,7 +133,9 @@ def _text_encoder(
     layers: int,
     heads: int,
     with_projection: bool = False,
+    legacy_eos: bool = False,
 ) -> CLIPTextModel:
+    """Build one; ``legacy_eos`` writes the EOS id 2 that SDXL's files carry instead of the true one."""
     config = CLIPTextConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,
@@ -140,18 +145,19 @@ def _text_encoder(
         max_position_embeddings=tokenizer.model_max_length,
         projection_dim=hidden,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=2 if legacy_eos else tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     return CLIPTextModelWithProjection(config) if with_projection else CLIPTextModel(config)
 
 
-def small_tokenizer(*, max_length: int, vocab_size: int | None = None) -> CLIPTokenizer:
+def small_tokenizer(*, max_length: int, vocab_size: int | None = None, pad_token: str | None = None) -> CLIPTokenizer:
     """Build a CLIP tokenizer that knows every byte and a few words as single tokens.
 
     Args:
         max_length: tokens a prompt, BOS and EOS included.
         vocab_size: pad the vocabulary with unused entries up to this size.
+        pad_token: a token that pads instead of EOS, as in SDXL's second tokenizer.
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -174,4 +180,5 @@ def small_tokenizer(*, max_length: int, vocab_size: int | None = None) -> CLIPTo
         vocab={token: index for index, token in enumerate(tokens)},
         merges=merges,
         model_max_length=max_length,
+        **({} if pad_token is None else {"pad_token": pad_token}),
     )
