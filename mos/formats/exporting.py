@@ -129,6 +129,8 @@ class _Export:
                 files.append(path)
                 where = f", text_encoder=pipe.text_encoder{suffix}, tokenizer=pipe.tokenizer{suffix}" * bool(suffix)
                 calls.append(f'pipe.load_textual_inversion("{path}"{where})')
+        if facts.family == "sdxl":
+            calls.append("pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id")
         return ExportResult(
             files=tuple(files),
             losses=measure_losses(self.adapter.vocabulary),

@@ -92,6 +92,8 @@ def _add_words(encoder: Any, tokenizer: Any, rows: Mapping[str, Tensor]) -> int:
         )
     tokenizer.add_tokens(list(rows))
     encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    # Old files name EOS 2, which makes transformers pool at the highest id: an added word instead of EOS.
+    encoder.config.eos_token_id = tokenizer.eos_token_id
     with torch.no_grad():
         for index, row in enumerate(rows.values()):
             encoder.get_input_embeddings().weight[first + index] = row.to(encoder.get_input_embeddings().weight)
