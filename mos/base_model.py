@@ -65,7 +65,7 @@ class BaseModel:
     def to(self, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "BaseModel":
         """Move every module in place and return self."""
         for module in (self.unet, *self.text_encoders.values(), self.vae):
-            module.to(device=device, dtype=dtype)
+            nn.Module.to(module, device=device, dtype=dtype)  # diffusers' own warns about nothing
         return self
 
 

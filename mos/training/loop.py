@@ -5,7 +5,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mos.artifact import ArtifactCard, EDLoRA
@@ -172,7 +171,7 @@ class Trainer:
             configs = [slot.spec.config for slot in self._slots]
             with slot_losses(self.base, parameters, batches, configs) as losses:
                 scales = losses.new_tensor([slot.loss_scale / config.accumulation for slot in self._slots])
-                torch.autograd.backward((losses * scales).sum())
+                parameters.backward((losses * scales).sum())
             for index, loss in enumerate(losses.detach().tolist()):
                 totals[index] += loss / config.accumulation
         return totals

@@ -99,6 +99,14 @@ class ConceptParameters:
         for bank in self.banks.values():
             bank.zero_grad()
 
+    def backward(self, loss: Tensor) -> None:
+        """Add a loss's gradients to every concept's."""
+        leaves = [leaf for bank in self.banks.values() for leaf in bank.leaves.values()]
+        gradients = torch.autograd.grad(loss, leaves, allow_unused=True)
+        for bank in self.banks.values():
+            bank.add_gradients(gradients[: len(bank.leaves)])
+            gradients = gradients[len(bank.leaves) :]
+
     def unscale(self, scales: list[float]) -> list[float]:
         """Divide every concept's gradient by its loss scale; return the gradients' norms, a concept each."""
         if any(scale != 1 for scale in scales):

@@ -2,12 +2,12 @@
 
 Every group of parameters (word embeddings, text-encoder LoRA, U-Net LoRA) is one matrix [K, P]: a row a
 concept. The tensors the model works with are views of it with a leading slot dimension, [K, rank, in] and
-[K, out, rank], and their gradients are views of one gradient matrix, so that AdamW is a dozen operations
-on matrices, with a step count, learning rate and decay a row.
+[K, out, rank], and their gradients are gathered in one matrix, so that AdamW is a dozen operations on
+matrices, with a step count, learning rate and decay a row.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,7 @@ class SlotBank:
             torch.zeros(0, width, device=device, dtype=dtype) for _ in range(4)
         )
         self.leaves: dict[str, Tensor] = {}
+        self._gradient_views: list[Tensor] = []
 
     @property
     def num_slots(self) -> int:
@@ -83,6 +84,12 @@ class SlotBank:
         """Clear the gradients of all concepts."""
         self.gradient.zero_()
 
+    def add_gradients(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add gradients, one a leaf in order (None where the loss does not depend on it), to the matrix."""
+        for view, gradient in zip(self._gradient_views, gradients, strict=True):
+            if gradient is not None:
+                view.add_(gradient)
+
     def squared_gradient_norms(self) -> Tensor:
         """Return every concept's squared gradient norm [K], float64; not finite where the gradient is not."""
         return self.gradient.double().square().sum(dim=1)
@@ -107,14 +114,14 @@ class SlotBank:
         return torch.cat([matrix, row.to(matrix.device, matrix.dtype)[None]])
 
     def _bind(self) -> None:
-        """Make every parameter a leaf that is a view of the matrix, its gradient a view of the gradient."""
+        """Make every parameter a leaf that is a view of the matrix."""
         self.gradient = torch.zeros_like(self.values)
-        self.leaves, start = {}, 0
+        self.leaves, self._gradient_views, start = {}, [], 0
         for name, shape in self.shapes.items():
             stop = start + math.prod(shape)
-            leaf = self.values[:, start:stop].view(self.num_slots, *shape).detach().requires_grad_(True)
-            leaf.grad = self.gradient[:, start:stop].view(self.num_slots, *shape)
-            self.leaves[name] = leaf
+            leaf = self.values[:, start:stop].view(self.num_slots, *shape).detach()
+            self.leaves[name] = leaf.requires_grad_(True)
+            self._gradient_views.append(self.gradient[:, start:stop].view(self.num_slots, *shape))
             start = stop
 
 
