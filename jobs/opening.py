@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,13 +111,11 @@ def _open_fused(directory: Path, facts: BaseFacts) -> OpenedModel:
 
 
 def _open_published(ref: ConceptRef, facts: BaseFacts, registry_url: str, allow_unlisted: bool) -> OpenedModel:
-    from mos.artifact import read_artifact
     from registry import Registry
 
     registry = Registry.open(registry_url)
     resolved = registry.resolve(ref, allow_unlisted=allow_unlisted)
-    path = registry.pull(resolved.ref, Path.home() / ".mos" / "cache")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return OpenedModel(
-        adapter=read_artifact(path, facts).adapter(resolved.ref), label=f"{resolved.ref} sha256:{digest}"
-    )
+    path = registry.pull(resolved, allow_unlisted=allow_unlisted)
+    if path.is_dir():
+        return replace(_open_fused(path, facts), label=f"{resolved.ref} sha256:{resolved.weights_sha256}")
+    return replace(_open_file(path, resolved.ref, facts), label=f"{resolved.ref} sha256:{resolved.weights_sha256}")

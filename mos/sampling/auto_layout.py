@@ -1,20 +1,22 @@
 """A layout from a prompt by a simple rule: `<alice-robot> left of <bob-cat>, on a beach`.
 
-Concept words are placed on a grid. `left of`, `right of`, `above` and `below` between two words place the one
-beside the other; words joined by anything else stand in a row, left to right. The grid's cells become the
-boxes. What follows the last word (`on a beach`) is the setting and goes into every region's prompt.
+`left of`, `right of`, `above` and `below` between two words place the one beside the other on a grid, words
+no relation reaches go to its right, and the grid's cells become the boxes. Without any relation the words
+fill the picture in rows as square as can be. What follows the last word (`on a beach`) is the setting and
+goes into every region's prompt.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mos.concept import WORD_PATTERN
 from mos.sampling.layout import Layout
-from mos.sampling.region import Region, RegionError
+from mos.sampling.region import Box, Region, RegionError
 
 _WORD = re.compile(WORD_PATTERN.pattern)
 _RELATIONS: tuple[tuple[re.Pattern[str], tuple[int, int]], ...] = (
@@ -55,23 +57,37 @@ def layout_from_prompt(prompt: str) -> Layout:
             f"prompt {prompt!r}: an automatic layout needs two or more concept words, found {len(words)}; "
             "give the regions with --region"
         )
-    cells = _place(words, list(_links(prompt)), prompt)
+    said = [link for link in _links(prompt) if link.offset is not None]
+    boxes = _grid_boxes(_place(words, said, prompt), words) if said else compact_boxes(len(words))
+    setting = _setting(prompt)
+    regions = tuple(Region(prompt=f"{word} {setting}".strip(), box=box) for word, box in zip(words, boxes, strict=True))
+    return Layout(prompt=prompt, regions=regions)
+
+
+def compact_boxes(count: int) -> tuple[Box, ...]:
+    """Boxes that share a picture in rows as square as can be; a shorter last row is centred.
+
+    Two stand side by side, three as two above one, four in the quarters.
+    """
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns) if count else 0
+    boxes = []
+    for index in range(count):
+        row, column = divmod(index, columns)
+        in_row = min(columns, count - row * columns)
+        left = (columns - in_row) / 2
+        x0, x1 = ((left + column + step) / columns for step in (0, 1))
+        boxes.append((x0, row / rows, x1, (row + 1) / rows))
+    return tuple(boxes)
+
+
+def _grid_boxes(cells: dict[str, Cell], words: list[str]) -> tuple[Box, ...]:
     left, top = (min(cell[axis] for cell in cells.values()) for axis in (0, 1))
     columns, rows = (max(cell[axis] for cell in cells.values()) + 1 - least for axis, least in ((0, left), (1, top)))
-    setting = _setting(prompt)
-    regions = tuple(
-        Region(
-            prompt=f"{word} {setting}".strip(),
-            box=(
-                (cells[word][0] - left) / columns,
-                (cells[word][1] - top) / rows,
-                (cells[word][0] - left + 1) / columns,
-                (cells[word][1] - top + 1) / rows,
-            ),
-        )
-        for word in words
+    return tuple(
+        ((x - left) / columns, (y - top) / rows, (x - left + 1) / columns, (y - top + 1) / rows)
+        for x, y in (cells[word] for word in words)
     )
-    return Layout(prompt=prompt, regions=regions)
 
 
 def _links(prompt: str) -> Iterator[_Link]:
@@ -82,10 +98,9 @@ def _links(prompt: str) -> Iterator[_Link]:
         yield _Link(one.group(), other.group(), max(found)[1] if found else None)
 
 
-def _place(words: list[str], links: list[_Link], prompt: str) -> dict[str, Cell]:
+def _place(words: list[str], said: list[_Link], prompt: str) -> dict[str, Cell]:
     """Explicit relations first, as far as they reach; words nothing places go to the right of all others."""
     cells: dict[str, Cell] = {}
-    said = [link for link in links if link.offset is not None]
     for word in words:
         if word not in cells:
             cells[word] = (1 + max((x for x, _ in cells.values()), default=-1), 0)

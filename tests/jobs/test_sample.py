@@ -112,6 +112,25 @@ def test_layout_file_mask_auto_layout_and_condition(mos, shelf, tmp_path):
     assert drawn["conditions"][0]["weight"] == 0.5
 
 
+def test_a_published_concept_is_drawn_straight_from_the_registry(mos, shelf, tmp_path):
+    from mos.concept import ConceptRef
+    from registry import Registry
+
+    home, url = tmp_path / "home", str(tmp_path / "registry")
+    registry = Registry.open(url, create=True, home=home)
+    key = registry.new_owner("alice")
+    robot = ConceptRef.parse("alice/robot")
+    registry.publish(shelf / "robot.safetensors", robot, key=key, run_id="run-1", tags=["tin"])
+    registry.index()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOS_HOME", str(home))
+        code, _, said = mos("alice/robot", "a <alice-robot>", "--registry", url, "--out", str(tmp_path / "out"))
+        assert (code, "<alice-robot>" in said) == (0, True)
+        assert read_recipe(tmp_path / "out" / "00001.png")["model"].startswith("alice/robot@1 sha256:")
+        code, _, said = mos("alice/robot@9", "a <alice-robot>", "--registry", url, "--out", str(tmp_path / "out"))
+        assert (code, "alice/robot@9" in said) == (4, True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "found"),
     [
