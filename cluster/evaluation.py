@@ -30,6 +30,7 @@ class EvaluationJob:
         config: What all pictures share.
         models: What draws.
         truths: Concept reference -> what it really is.
+        adapters: Source of a model -> its weights; they travel to the workers with the job.
         registry_url: Where the scores go.
         base: Path or hub id of the base; None is the small world.
         scorer: Path of the CLIP scorer; None is the small world's.
@@ -39,6 +40,7 @@ class EvaluationJob:
     config: BatchConfig
     models: tuple[EvaluatedModel, ...]
     truths: Mapping[str, ConceptTruth]
+    adapters: Mapping[str, "Adapter"]
     registry_url: str
     base: str | None = None
     scorer: str | None = None
@@ -188,17 +190,12 @@ def _drawer(job: EvaluationJob) -> BlockDrawer:
     from mos.base_model import load_base
     from mos.models import load_adapter
 
-    base = load_base(job.base)
-
-    def open_adapter(source: str) -> "Adapter":
-        return load_adapter(source, base.facts)
-
     return BlockDrawer(
-        base=base,
+        base=load_base(job.base),
         config=job.config,
         models={model.name: model for model in job.models},
         truths=job.truths,
-        open_adapter=open_adapter,
+        adapters=job.adapters,
     )
 
 

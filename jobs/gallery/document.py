@@ -45,13 +45,17 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table whose first column is text; columns named in `numeric` are set flush right."""
+    """A table whose first column is text; columns named in `numeric` are set flush right.
+
+    A cell is a text, or a text with a smaller one under it.
+    """
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence["str | tuple[str, str]"]]
     numeric: Sequence[int] = ()
     groups: Mapping[int, str] = field(default_factory=dict)
     emphasis: Sequence[int] = ()
+    emphasised_column: int | None = None
     note: str = ""
     kind: str = "table"
 

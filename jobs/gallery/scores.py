@@ -41,16 +41,25 @@ def score_charts(cells: Sequence[Cell], *, highlight: str = "", note: str = "") 
 
 
 def score_table(cells: Sequence[Cell], *, highlight: str = "", note: str = "") -> Table:
-    """Mean and interval of every metric, one row a cell."""
-    rows = ordered(cells)
-    metrics = [metric for metric in METRICS if any(metric.name in cell.intervals for cell in rows)]
-    body = []
-    for cell in rows:
-        shown = [cell.intervals.get(metric.name) for metric in metrics]
-        body.append([cell.method, str(cell.count), *("" if value is None else str(value) for value in shown)])
-    emphasis = [index for index, cell in enumerate(rows) if cell.method == highlight]
-    columns = ["", "pictures", *(metric.label for metric in metrics)]
-    return Table(columns=columns, rows=body, numeric=range(1, len(columns)), emphasis=emphasis, note=note)
+    """Mean and interval under it: one row a metric, one column a cell."""
+    shown = ordered(cells)
+    metrics = [metric for metric in METRICS if any(metric.name in cell.intervals for cell in shown)]
+    body: list[list[str | tuple[str, str]]] = []
+    for metric in metrics:
+        row: list[str | tuple[str, str]] = [metric.label]
+        for cell in shown:
+            value = cell.intervals.get(metric.name)
+            row.append("" if value is None else (f"{value.mean:.3f}", f"{value.low:.3f} – {value.high:.3f}"))
+        body.append(row)
+    body.append(["pictures", *(str(cell.count) for cell in shown)])
+    names = [cell.method for cell in shown]
+    return Table(
+        columns=["", *names],
+        rows=body,
+        numeric=range(1, len(shown) + 1),
+        emphasised_column=1 + names.index(highlight) if highlight in names else None,
+        note=note,
+    )
 
 
 def difference_table(differences: Sequence[Difference], note: str = "") -> Table:

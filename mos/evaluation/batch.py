@@ -6,8 +6,8 @@ name is a digest, so that a rerun knows what is already there, and a block that 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,7 +89,7 @@ class EvaluatedModel:
             `mos.evaluation.drawing` needs no source.
         digest: sha256 of its files; of nothing for marks and the base.
         concepts: References of the concepts it draws.
-        source: Where its weights are, for `open_adapter`; empty for the base and marks.
+        source: Name of its weights among the adapters; empty for the base and marks.
         scale: Factor on its low-rank updates (0 shows what the words alone carry).
     """
 
@@ -157,22 +157,21 @@ def truth_digest(truth: ConceptTruth) -> str:
 
 @dataclass
 class BlockDrawer:
-    """Draws blocks on one base, opening each model once.
+    """Draws blocks on one base.
 
     Attributes:
         base: The base model.
         config: What all pictures share.
         models: By name.
         truths: By concept reference.
-        open_adapter: Source of a model -> what it applies to the base.
+        adapters: Source of a model -> what it applies to the base.
     """
 
     base: BaseModel
     config: BatchConfig
     models: Mapping[str, EvaluatedModel]
     truths: Mapping[str, ConceptTruth]
-    open_adapter: Callable[[str], Adapter]
-    _adapters: dict[str, Adapter] = field(default_factory=dict)
+    adapters: Mapping[str, Adapter]
 
     def draw(self, block: Block) -> list["Image.Image"]:
         """One picture a shot; for generic prompts the base's pictures follow the model's.
@@ -198,15 +197,10 @@ class BlockDrawer:
         return after + sampled(self.base, None, nobody, shots, self.config.sampling)
 
     def _sampled(self, model: EvaluatedModel, truth: ConceptTruth, shots: Sequence[Shot]) -> list["Image.Image"]:
-        adapter = self._adapter(model.source) if model.source else None
+        adapter = self.adapters[model.source] if model.source else None
         if adapter is not None and model.scale != 1.0:
             adapter = _scaled(adapter, model.scale)
         return sampled(self.base, adapter, truth, shots, self.config.sampling)
-
-    def _adapter(self, source: str) -> Adapter:
-        if source not in self._adapters:
-            self._adapters[source] = self.open_adapter(source)
-        return self._adapters[source]
 
 
 @dataclass
@@ -280,10 +274,28 @@ def marks(concepts: Sequence[str]) -> list[EvaluatedModel]:
     return [EvaluatedModel(name=method, method=method, concepts=tuple(concepts)) for method in MARKS]
 
 
+def adapter_digest(adapter: Adapter) -> str:
+    """Digest of a model's tensors and words, whatever file they came from."""
+    total = hashlib.sha256()
+    for component, entries in sorted(adapter.linears.items()):
+        for name, low_rank in sorted(entries.items()):
+            _add_tensors(total, f"{component}.{name}", low_rank.up, low_rank.down)
+    for words in adapter.vocabulary:
+        for encoder, rows in sorted(words.embeddings.items()):
+            _add_tensors(total, f"{words.word} {words.class_word} {encoder}", rows)
+    return total.hexdigest()
+
+
 def scorer_digest(pictures: PictureScorer) -> str:
     """Digest of the weights that score, so that rows of different scorers never mix."""
     total = hashlib.sha256()
     for name, tensor in sorted(pictures.clip.model.state_dict().items()):
-        total.update(name.encode())
-        total.update(np.ascontiguousarray(tensor.float().cpu().numpy()).tobytes())
+        _add_tensors(total, name, tensor)
     return total.hexdigest()
+
+
+def _add_tensors(total: Any, name: str, *tensors: Any) -> None:
+    total.update(f"{name}\n".encode())
+    for tensor in tensors:
+        values = np.ascontiguousarray(tensor.detach().float().cpu().numpy())
+        total.update(str(values.shape).encode() + values.tobytes())

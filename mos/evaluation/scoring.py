@@ -28,6 +28,7 @@ class ConceptTruth:
         word: What stands for it in prompts.
         class_word: What takes its place when text is scored.
         references: Pictures of it, those it was trained with; the first is the metric's first reference.
+            Without any there is no image-alignment and no identity rank.
         identity: The individual, where it is one of the small world.
         distractors: Pictures of other individuals of its class, one list each.
     """
@@ -93,20 +94,29 @@ class PictureScorer:
         if len(prompts) != len(images) or not images:
             raise BadInputError(f"{truth.ref}: {len(images)} pictures for {len(prompts)} prompts")
         features = self.clip.image_features(images)
-        references, distractors = self._known_features(truth)
         texts = [self.text_prefix + prompt.with_word(truth.class_word) for prompt in prompts]
-        likeness = image_alignment(features, references)
         columns: dict[str, Sequence[float]] = {
             "text_alignment": text_alignment(features, self.clip.text_features(texts)).tolist(),
-            "image_alignment_pairwise": likeness.pairwise.tolist(),
-            "image_alignment_first_reference": likeness.first_reference.tolist(),
+            **self._likeness(truth, features),
         }
-        if distractors:
-            columns["identity_rank"] = identity_ranks(features, references, distractors).astype(float).tolist()
         rows = [{name: values[index] for name, values in columns.items()} for index in range(len(images))]
         for row, extra in zip(rows, self._attributes(truth, prompts, images), strict=True):
             row.update(extra)
         return rows
+
+    def _likeness(self, truth: ConceptTruth, features: Features) -> dict[str, Sequence[float]]:
+        """Scores against reference pictures; none without references, no rank without distractors."""
+        if not truth.references:
+            return {}
+        references, distractors = self._known_features(truth)
+        alignment = image_alignment(features, references)
+        columns: dict[str, Sequence[float]] = {
+            "image_alignment_pairwise": alignment.pairwise.tolist(),
+            "image_alignment_first_reference": alignment.first_reference.tolist(),
+        }
+        if distractors:
+            columns["identity_rank"] = identity_ranks(features, references, distractors).astype(float).tolist()
+        return columns
 
     def _attributes(
         self, truth: ConceptTruth, prompts: Sequence[Prompt], images: Sequence["Image.Image"]
@@ -122,8 +132,6 @@ class PictureScorer:
 
     def _known_features(self, truth: ConceptTruth) -> tuple[Features, list[Features]]:
         if truth.ref not in self._features:
-            if not truth.references:
-                raise BadInputError(f"{truth.ref}: no reference picture, so there is no likeness to measure")
             others = [self.clip.image_features(pictures) for pictures in truth.distractors]
             self._features[truth.ref] = (self.clip.image_features(truth.references), others)
         return self._features[truth.ref]

@@ -139,7 +139,8 @@ def test_scores_times_and_digests_are_on_the_page(tmp_path):
     demo = report()
     _, found = page(tmp_path, demo)
     for cell in demo.claim.cells:
-        assert str(cell.intervals["probe_pattern"]) in found.text
+        interval = cell.intervals["probe_pattern"]
+        assert f"{interval.mean:.3f}{interval.low:.3f} – {interval.high:.3f}" in found.text
     assert "cannot be told" in found.text
     assert "ab" * 32 in found.text
     assert "159.5 s" in found.text or "160 s" in found.text

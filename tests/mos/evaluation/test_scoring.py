@@ -116,11 +116,14 @@ def test_a_concept_from_outside_the_small_world_has_no_probe_scores(scorer):
     assert set(rows[0].scores) == {"text_alignment", "image_alignment_pairwise", "image_alignment_first_reference"}
 
 
-def test_a_missing_picture_or_reference_is_refused(scorer):
+def test_without_references_there_is_only_the_text_to_score(scorer):
+    rows = PictureScorer(clip=scorer).rows(truth(references=()), SHOTS, pictures(2), method="single")
+    assert [set(row.scores) for row in rows] == [{"text_alignment"}] * 2
+
+
+def test_a_missing_picture_is_refused(scorer):
     with pytest.raises(BadInputError, match="1 pictures for 2 prompts"):
         PictureScorer(clip=scorer).rows(truth(), SHOTS, pictures(1), method="single")
-    with pytest.raises(BadInputError, match="no reference"):
-        PictureScorer(clip=scorer).rows(truth(references=()), SHOTS, pictures(2), method="single")
 
 
 def test_drift_is_zero_for_the_base_itself_and_positive_for_other_pictures(scorer):
