@@ -14,10 +14,13 @@ from mos.evaluation.batch import BatchConfig, Block, BlockDrawer, BlockScorer, E
 from mos.evaluation.scoring import ConceptTruth, PictureScorer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
     from PIL import Image
 
     from mos.edlora.adapter import Adapter
+    from mos.evaluation.attributes import Probe
 
 OnBlock = Callable[[int, int], None]
 
@@ -188,7 +191,6 @@ class _ScoreStage:
 
 def _drawer(job: EvaluationJob) -> BlockDrawer:
     from mos.base_model import load_base
-    from mos.models import load_adapter
 
     return BlockDrawer(
         base=load_base(job.base),
@@ -210,12 +212,22 @@ def _scorer(job: EvaluationJob) -> BlockScorer:
 
 def open_scorer(scorer: str | None, *, use_probe: bool, text_prefix: str) -> PictureScorer:
     """Open a CLIP scorer, the small world's by default, with the small world's probe beside it if asked."""
-    from mos.smallworld.assets import load_probe, scorer_path
-
     from mos.evaluation.scorer import ClipScorer
 
-    clip = ClipScorer.load(scorer_path() if scorer is None else scorer)
-    return PictureScorer(clip=clip, probe=load_probe() if use_probe else None, text_prefix=text_prefix)
+    clip = ClipScorer.load(_small_world_scorer() if scorer is None else scorer)
+    return PictureScorer(clip=clip, probe=_small_world_probe() if use_probe else None, text_prefix=text_prefix)
+
+
+def _small_world_scorer() -> "Path":
+    from mos.smallworld.assets import scorer_path
+
+    return scorer_path()
+
+
+def _small_world_probe() -> "Probe":
+    from mos.smallworld.assets import load_probe
+
+    return load_probe()
 
 
 def _quiet() -> None:

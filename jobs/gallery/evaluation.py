@@ -2,13 +2,13 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.evaluation_tables import differences_between
 from jobs.gallery.document import Block, Document, Grid, Picture, Section, Statements, Table, write_document
 from jobs.gallery.scores import difference_table, is_ceiling, is_floor, score_charts, score_table
-from mos.evaluation.results import METRICS, PictureScore, compare, summarise
+from mos.evaluation.results import METRICS, PictureScore, summarise
 from mos.evaluation.verdicts import judge
 
 if TYPE_CHECKING:
@@ -91,14 +91,12 @@ def _differences(scores: Sequence[PictureScore]) -> Table:
     if len(methods) < 2:
         return difference_table([])
     baseline = "single" if "single" in methods else methods[0]
-    found = []
-    for method in methods:
-        for metric in METRICS:
-            pairs = [
-                {s.pair for s in scores if s.method == name and metric.name in s.scores} for name in (method, baseline)
-            ]
-            if method != baseline and pairs[0] & pairs[1]:
-                found.append(compare(scores, method, baseline, metric.name))
+    found = [
+        difference
+        for method in methods
+        if method != baseline
+        for difference in differences_between(scores, method, baseline)
+    ]
     return difference_table(found, note="Differences are paired: same concept, prompt and seed.")
 
 
@@ -139,7 +137,7 @@ def _by(attribute: str, title: str, scores: Sequence[PictureScore]) -> Section:
     for metric in metrics:
         groups[len(body)] = metric.label
         for value in dict.fromkeys(getattr(score, attribute) for score in scores if score.concept):
-            mine = [replace(score) for score in scores if score.concept and getattr(score, attribute) == value]
+            mine = [score for score in scores if score.concept and getattr(score, attribute) == value]
             cells = {cell.method: cell.intervals.get(metric.name) for cell in summarise(mine)}
             row: list[str | tuple[str, str]] = [value]
             for method in methods:

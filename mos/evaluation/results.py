@@ -107,20 +107,21 @@ class Difference:
 
 
 def values_of(rows: Iterable[PictureScore], metric: str) -> dict[tuple[str, str, int], float]:
-    """The finite values of one metric by pair.
+    """The finite values of one metric by pair; generic prompts of several models of one method are averaged.
 
     Raises:
         BadInputError: If two rows are the same picture: then a rerun repeated it.
     """
-    found: dict[tuple[str, str, int], float] = {}
+    found: dict[tuple[str, str, int], dict[str, float]] = {}
     for row in rows:
         value = row.scores.get(metric, math.nan)
         if not math.isfinite(value):
             continue
-        if row.pair in found:
+        values = found.setdefault(row.pair, {})
+        if row.model in values or (row.concept and values):
             raise BadInputError(f"{row.method}: {row.concept} {row.prompt!r} seed {row.seed} is scored twice")
-        found[row.pair] = value
-    return found
+        values[row.model] = value
+    return {pair: sum(values.values()) / len(values) for pair, values in found.items()}
 
 
 def summarise(rows: Sequence[PictureScore], *, by_concept: bool = False, seed: int = 0) -> tuple[Cell, ...]:

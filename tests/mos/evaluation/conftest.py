@@ -13,7 +13,11 @@ from mos.random_base import small_tokenizer
 @pytest.fixture(scope="session")
 def scorer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a scorer as `save_pretrained` leaves it."""
-    folder = tmp_path_factory.mktemp("scorer")
+    return write_scorer(tmp_path_factory.mktemp("scorer"))
+
+
+def write_scorer(folder: Path) -> Path:
+    """Save a tiny random CLIPModel with its tokenizer into `folder`."""
     tokenizer = small_tokenizer(max_length=24)
     common = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = common | {

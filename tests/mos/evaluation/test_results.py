@@ -47,6 +47,18 @@ def test_a_picture_scored_twice_is_refused():
         summarise([row("single", 0, drift=0.5), row("single", 0, drift=0.5)])
 
 
+def test_generic_prompts_of_several_models_of_a_method_are_averaged():
+    rows = [
+        PictureScore(method="single", concept="", model=model, prompt="a dog", seed=0, scores={"drift": value})
+        for model, value in (("a/b@1", 0.1), ("c/d@1", 0.3))
+    ]
+    (cell,) = summarise(rows)
+    assert cell.intervals["drift"].mean == pytest.approx(0.2)
+    assert cell.intervals["drift"].count == 1
+    with pytest.raises(BadInputError, match="scored twice"):
+        summarise([*rows, rows[0]])
+
+
 def test_nothing_shared_and_unknown_metrics_are_refused():
     rows = [row("a", 0, drift=0.1), row("b", 1, drift=0.1)]
     with pytest.raises(BadInputError, match="share no prompt"):
