@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from mos.smallworld.world import Identity
 
 
+HUE_TOLERANCE_DEG = 25.0
+"""How far the main hue may be off: half the gap the world keeps between an identity's two hues."""
+
+
 class Reading(Protocol):
     """What a probe sees in a picture, in the world's own names."""
 
@@ -33,8 +37,8 @@ class Reading(Protocol):
         ...
 
     @property
-    def colours(self) -> Sequence[str]:
-        """Names of its hues, the main one first."""
+    def hues(self) -> tuple[float, float]:
+        """Its main and second hue in degrees."""
         ...
 
 
@@ -61,7 +65,7 @@ def attribute_scores(reading: Reading, identity: "Identity", backdrop: str = "")
         "probe_class": reading.class_name == identity.class_name,
         "probe_pattern": reading.pattern == identity.pattern,
         "probe_accessory": reading.accessory == identity.accessory,
-        "probe_colour": bool(reading.colours) and reading.colours[0] == identity.colours[0].name,
+        "probe_colour": _hue_gap(reading.hues[0], identity.colours[0].hue) <= HUE_TOLERANCE_DEG,
     }
     scores = {name: float(value) for name, value in kept.items()}
     scores["probe_identity"] = sum(scores.values()) / len(kept)
@@ -69,3 +73,9 @@ def attribute_scores(reading: Reading, identity: "Identity", backdrop: str = "")
     if backdrop:
         scores["probe_backdrop"] = float(reading.backdrop == backdrop)
     return scores
+
+
+def _hue_gap(first: float, second: float) -> float:
+    """Degrees between two hues the short way round."""
+    gap = abs(first - second) % 360.0
+    return min(gap, 360.0 - gap)

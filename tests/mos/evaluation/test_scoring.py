@@ -22,7 +22,7 @@ class Seen:
     pattern: str
     accessory: str
     backdrop: str
-    colours: tuple[str, ...]
+    hues: tuple[float, float]
 
 
 IDENTITY = concept_identity(3, "cat")
@@ -31,7 +31,7 @@ TRUE = Seen(
     pattern=IDENTITY.pattern,
     accessory=IDENTITY.accessory,
     backdrop="beach",
-    colours=tuple(colour.name for colour in IDENTITY.colours),
+    hues=(IDENTITY.colours[0].hue, IDENTITY.colours[1].hue),
 )
 
 
@@ -70,7 +70,7 @@ SHOTS = (
 def test_all_attributes_kept_is_one_and_each_loss_takes_a_quarter():
     kept = attribute_scores(TRUE, IDENTITY, "beach")
     assert kept["probe_identity"] == kept["probe_exact"] == kept["probe_backdrop"] == 1.0
-    other = Seen(class_name="cat", pattern="plain", accessory="none", backdrop="city", colours=TRUE.colours)
+    other = Seen(class_name="cat", pattern="plain", accessory="none", backdrop="city", hues=TRUE.hues)
     lost = attribute_scores(other, IDENTITY, "beach")
     assert lost["probe_class"] == lost["probe_colour"] == 1.0
     assert lost["probe_pattern"] == lost["probe_accessory"] == lost["probe_backdrop"] == lost["probe_exact"] == 0.0
@@ -78,10 +78,18 @@ def test_all_attributes_kept_is_one_and_each_loss_takes_a_quarter():
 
 
 def test_the_main_colour_is_what_counts_and_no_backdrop_asked_is_none_scored():
-    swapped = Seen(**(vars(TRUE) | {"colours": TRUE.colours[::-1]}))
+    swapped = Seen(**(vars(TRUE) | {"hues": TRUE.hues[::-1]}))
     scores = attribute_scores(swapped, IDENTITY)
     assert scores["probe_colour"] == 0.0
     assert "probe_backdrop" not in scores
+
+
+@pytest.mark.parametrize(
+    ("turn", "kept"), [(0.0, 1.0), (24.0, 1.0), (-24.0, 1.0), (26.0, 0.0), (180.0, 0.0), (336.0, 1.0)]
+)
+def test_a_hue_may_be_off_by_less_than_half_the_gap_of_an_identitys_hues(turn, kept):
+    turned = Seen(**(vars(TRUE) | {"hues": ((TRUE.hues[0] + turn) % 360, TRUE.hues[1])}))
+    assert attribute_scores(turned, IDENTITY)["probe_colour"] == kept
 
 
 def test_rows_carry_the_scores_of_features_references_and_class_word(scorer):
