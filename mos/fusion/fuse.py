@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from mos.base_model import BaseModel
 from mos.edlora.adapter import Adapter
@@ -19,7 +18,7 @@ from mos.fusion.model import FusedModel, SourceRecord
 from mos.fusion.problem import LinearProblem, LinearSolution, SiteProblem, regularised
 from mos.fusion.source import FusionSource, prepare_sources, vocabulary_of
 from mos.fusion.stages import Stage, plan_stages
-from mos.fusion.statistics import Float64
+from mos.fusion.statistics import Float64, tensor_of
 from mos.fusion.store import StatisticsStore, StoredStatistics, adapter_digest, opened_store, statistics_key
 from mos.fusion.strategies import merge_weights
 
@@ -142,7 +141,7 @@ class _Run:
     def _take(self, stage: Stage, solutions: Mapping[str, LinearSolution]) -> None:
         for key, (component, name) in stage.linears().items():
             self.updates.setdefault(component, {})[name] = LowRank(
-                up=torch.from_numpy(solutions[key].up).float(), down=torch.from_numpy(solutions[key].down).float()
+                up=tensor_of(solutions[key].up).float(), down=tensor_of(solutions[key].down).float()
             )
 
 

@@ -10,6 +10,7 @@ they reach is the same, and bits are equal between runs and between batches beca
 problem's numbers independently of the rest of the batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,8 +86,7 @@ def minimise(
         position += moved
         gradient += changed
         if step + 1 < steps:
-            pairs.push(moved, changed)
-            direction, length = -pairs.times_inverse_hessian(gradient), torch.ones_like(length)
+            direction, length = -pairs.push(moved, changed, gradient), torch.ones_like(length)
     return position.reshape(problems.targets.shape)
 
 
@@ -112,98 +112,86 @@ def step_lengths(slope: Tensor, curvature: Tensor, initial: Tensor) -> Tensor:
 
 
 class _History:
-    """The last pairs (s, y) of every problem, with the inner products the compact form needs."""
+    """The last pairs (s, y) of every problem, with the inner products the compact form needs.
+
+    Small products depend in their last bits on where their operands lie in memory, and bmm on the size of its batch.
+    Every problem therefore gets products of its own, on operands that start at multiples of 64 bytes.
+    """
 
     def __init__(self, like: Tensor, size: int) -> None:
         self._size, self._capacity = size, -(-(size + 4) // 16) * 16
-        self._padded_size = -(-size // 8) * 8
         problems, length = like.shape
-        self._steps = like.new_empty(problems, self._capacity, length)
-        self._changes = like.new_empty(problems, self._capacity, length)
+        self._pairs = like.new_empty(problems, self._capacity, 2, length)
         self._steps_changes = like.new_zeros(problems, self._capacity, self._capacity)
         self._changes_changes = like.new_zeros(problems, self._capacity, self._capacity)
         self._gamma = like.new_ones(problems)
         self._start = self._end = 0
 
-    def push(self, step: Tensor, change: Tensor) -> None:
-        """Append a pair [problems, length]; a pair without curvature is stored as nothing."""
+    def push(self, step: Tensor, change: Tensor, gradient: Tensor) -> Tensor:
+        """Append a pair and return the inverse Hessian's approximation times the gradient, all [problems, length].
+
+        A pair without curvature is stored as nothing.
+        """
         if self._end == self._capacity:
             self._shift()
         inner, square = _dot(step, change), _dot(change, change)
         is_valid = inner > 0
         self._gamma = torch.where(is_valid, inner / square.clamp_min(torch.finfo(inner.dtype).tiny), self._gamma)
         new = self._end
-        self._steps[:, new] = torch.where(is_valid[:, None], step, 0.0)
-        self._changes[:, new] = torch.where(is_valid[:, None], change, 0.0)
+        self._pairs[:, new, 0] = torch.where(is_valid[:, None], step, 0.0)
+        self._pairs[:, new, 1] = torch.where(is_valid[:, None], change, 0.0)
         self._end = new + 1
         self._start = max(self._start, self._end - self._size)
+        along_gradient, along_change = self._along(gradient, self._pairs[:, new, 1])
         window = slice(self._start, self._end)
-        latest = self._changes[:, new, :, None]
-        column = _batched(self._steps[:, window], latest)[..., 0]
-        row = _batched(self._changes[:, window], latest)[..., 0]
-        self._steps_changes[:, window, new] = column
-        self._steps_changes[:, new, new] = torch.where(is_valid, column[:, -1], 1.0)
-        self._changes_changes[:, window, new] = row
-        self._changes_changes[:, new, window] = row
+        self._steps_changes[:, window, new] = along_change[:, :, 0]
+        self._steps_changes[:, new, new] = torch.where(is_valid, along_change[:, -1, 0], 1.0)
+        self._changes_changes[:, window, new] = along_change[:, :, 1]
+        self._changes_changes[:, new, window] = along_change[:, :, 1]
+        return self._times_inverse_hessian(gradient, along_gradient)
 
-    def times_inverse_hessian(self, gradient: Tensor) -> Tensor:
-        """The LBFGS approximation of the inverse Hessian times gradient [problems, length]."""
+    def _along(self, *vectors: Tensor) -> Sequence[Tensor]:
+        """Inner products of each vector with every pair: [problems, count, 2], steps before changes."""
+        count = self._end - self._start
+        pairs = self._pairs[:, self._start : self._end].flatten(1, 2)
+        columns = torch.stack(vectors, dim=1)
+        products = pairs.new_empty(len(pairs), 2 * self._capacity, len(vectors))
+        for index in range(len(pairs)):
+            torch.mm(pairs[index], columns[index].T, out=products[index, : 2 * count])
+        found = products[:, : 2 * count].reshape(len(pairs), count, 2, len(vectors))
+        return [found[..., index] for index in range(len(vectors))]
+
+    def _times_inverse_hessian(self, gradient: Tensor, along: Tensor) -> Tensor:
         window, count = slice(self._start, self._end), self._end - self._start
-        steps, changes = self._steps[:, window], self._changes[:, window]
-        triangle = self._padded_triangle(window, count)
-        diagonal = triangle.diagonal(dim1=1, dim2=2)[:, :count, None]
-        gamma = self._gamma[:, None, None]
-        along_steps = self._padded(_batched(steps, gradient[..., None]))
-        along_changes = _batched(changes, gradient[..., None])
-        weights = torch.linalg.solve_triangular(triangle, along_steps, upper=True)[:, :count]
-        overlap = _batched(self._changes_changes[:, window, window], weights)
-        inner = self._padded(diagonal * weights + gamma * (overlap - along_changes))
-        of_steps = torch.linalg.solve_triangular(triangle.transpose(1, 2), inner, upper=False)[:, :count]
-        result = gamma * (gradient[..., None] - _batched(changes.transpose(1, 2), weights))
-        return (result + _batched(steps.transpose(1, 2), of_steps))[..., 0]
-
-    def _padded_triangle(self, window: slice, count: int) -> Tensor:
-        triangle = torch.eye(self._padded_size, dtype=self._gamma.dtype, device=self._gamma.device)
-        triangle = triangle.repeat(len(self._gamma), 1, 1)
+        triangle = torch.eye(self._capacity, dtype=along.dtype, device=along.device).repeat(len(along), 1, 1)
         triangle[:, :count, :count] = torch.triu(self._steps_changes[:, window, window])
-        return triangle
-
-    def _padded(self, vectors: Tensor) -> Tensor:
-        """Vectors [problems, count, 1] filled up with zeros, so that every problem's data start on an aligned address.
-
-        The bits of a small triangular solve depend on that alignment, which would depend on the batch.
-        """
-        result = vectors.new_zeros(len(vectors), self._padded_size, 1)
-        result[:, : vectors.shape[1]] = vectors
+        overlap = torch.zeros_like(triangle)
+        overlap[:, :count, :count] = self._changes_changes[:, window, window]
+        along_steps, along_changes = along.new_zeros(2, len(along), self._capacity, 1)
+        along_steps[:, :count, 0], along_changes[:, :count, 0] = along[:, :, 0], along[:, :, 1]
+        gamma = self._gamma[:, None, None]
+        weights = torch.linalg.solve_triangular(triangle, along_steps, upper=True)
+        inner = triangle.diagonal(dim1=1, dim2=2)[..., None] * weights
+        inner += gamma * ((overlap * weights.transpose(1, 2)).sum(dim=2, keepdim=True) - along_changes)
+        of_steps = torch.linalg.solve_triangular(triangle.transpose(1, 2), inner, upper=False)
+        coefficients = torch.cat([of_steps, -gamma * weights], dim=2)
+        pairs = self._pairs[:, window].flatten(1, 2)
+        result = gradient * self._gamma[:, None]
+        for index in range(len(pairs)):
+            result[index] += torch.mv(pairs[index].T, coefficients[index, :count].flatten())
         return result
 
     def _shift(self) -> None:
         kept = slice(self._end - self._size + 1, self._end)
         count = self._size - 1
-        for vectors in (self._steps, self._changes):
-            vectors[:, :count] = vectors[:, kept].clone()
+        self._pairs[:, :count] = self._pairs[:, kept].clone()
         for products in (self._steps_changes, self._changes_changes):
             products[:, :count, :count] = products[:, kept, kept].clone()
         self._start, self._end = 0, count
 
 
-def _batched(matrices: Tensor, vectors: Tensor) -> Tensor:
-    """matrices [problems, n, m] @ vectors [problems, m, 1], with bits that do not depend on the batch.
-
-    On the CPU, bmm chooses its kernel by the size of the batch, so each problem gets a product of its own.
-    """
-    if matrices.device.type != "cpu":
-        return torch.bmm(matrices, vectors)
-    result = vectors.new_empty(*matrices.shape[:2], 1)
-    for index in range(len(matrices)):
-        torch.mv(matrices[index], vectors[index, :, 0], out=result[index, :, 0])
-    return result
-
-
 def _products(left: Tensor, right: Tensor) -> Tensor:
-    """left [sites, n, m] @ right [sites, m, m]; on the CPU one by one, for the same reason."""
-    if left.device.type != "cpu":
-        return torch.bmm(left, right)
+    """left [sites, n, m] @ right [sites, m, m], one by one for the same reason as `_History`."""
     result = torch.empty_like(left)
     for index in range(len(left)):
         torch.mm(left[index], right[index], out=result[index])

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from mos.fusion.errors import FusionError
-from mos.fusion.statistics import Float64
+from mos.fusion.statistics import Float64, tensor_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ def reduce_linear(problem: LinearProblem) -> ReducedLinear:
     The basis comes from a QR factorisation; where the U_i are linearly dependent some of its columns lie outside
     their span, and the corresponding rows of the target are zero up to rounding.
     """
-    ups = torch.from_numpy(np.concatenate(problem.ups, axis=1))
-    projected = torch.from_numpy(np.concatenate(problem.projected, axis=0))
+    ups = tensor_of(np.concatenate(problem.ups, axis=1))
+    projected = tensor_of(np.concatenate(problem.projected, axis=0))
     basis = torch.linalg.qr(ups).Q
     return ReducedLinear(basis=basis, target=basis.T @ ups @ projected)
 

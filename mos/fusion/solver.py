@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from mos.fusion.config import SolverName
@@ -16,6 +17,7 @@ from mos.fusion.problem import (
     check_problem,
     reduce_linear,
 )
+from mos.fusion.statistics import tensor_of
 
 Tensor = torch.Tensor
 
@@ -103,7 +105,7 @@ def _solutions(part: dict[str, ReducedLinear], rows: Tensor) -> dict[str, Linear
 
 def _site_solution(problem: SiteProblem, linears: dict[str, LinearSolution]) -> SiteSolution:
     for name, linear in linears.items():
-        if not torch.from_numpy(linear.down).isfinite().all():
+        if not np.isfinite(linear.down).all():
             raise FusionError(f"{name}: the solution is not finite; use a larger ridge or the solver lbfgs")
     return SiteSolution(site=problem.site, linears={name: linears[name] for name in problem.linears})
 
@@ -131,7 +133,7 @@ def _solve_preconditioned(batch: Batch, history: int, device: torch.device) -> S
     """LBFGS in coordinates where A is the identity, on the part of the space where A is not zero."""
     results = []
     for problem, part in batch:
-        unwhiten = _whitening(torch.from_numpy(problem.matrix).to(device))
+        unwhiten = _whitening(tensor_of(problem.matrix).to(device))
         targets = torch.stack([item.target for item in part.values()]).to(device) @ unwhiten
         identity = torch.eye(unwhiten.shape[1], dtype=torch.float64, device=device)
         ones = torch.ones(1, len(part), dtype=torch.float64, device=device)
@@ -146,7 +148,7 @@ def _solve_exact(batch: Batch, history: int, device: torch.device) -> Sequence[T
     del history
     results = []
     for problem, part in batch:
-        matrix = torch.from_numpy(problem.matrix).to(device)
+        matrix = tensor_of(problem.matrix).to(device)
         targets = torch.stack([item.target for item in part.values()]).to(device)
         triangle = _cholesky(matrix)
         if triangle is None:
@@ -190,7 +192,7 @@ def _range_whitening(matrix: Tensor) -> Tensor:
 
 
 def _stack(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    matrices = torch.stack([torch.from_numpy(problem.matrix) for problem, _ in batch])
+    matrices = torch.stack([tensor_of(problem.matrix) for problem, _ in batch])
     targets = torch.stack([torch.stack([item.target for item in part.values()]) for _, part in batch])
     return matrices.to(device), targets.to(device)
 

@@ -83,15 +83,13 @@ def record_stage(
         Statistics of the fitted prompts, and of the held-out ones if the config asks to measure.
     """
     record = _RECORDERS[stage.name]
-    fitted, held_out = (
-        (config.generic_prompts, config.drift_prompts) if source is None else (config.prompts, config.held_out_prompts)
-    )
+    fitted, held_out = stage_prompts(stage.name, config, is_generic=source is None)
     word = "" if source is None else source.prompt_word
     started = time.process_time()
     with fixed_threads(config.threads), torch.no_grad(), applied(base, _weights(stage.name, source, upstream)):
         run = _Run(stage=stage, base=base, upstream=upstream, source=source, config=config)
-        sites = record(run, [text.replace("{}", word) for text in fitted], config.latent_seeds)
-        checks = [text.replace("{}", word) for text in held_out] if config.measure else []
+        prompts, checks = ([text.replace("{}", word) for text in texts] for texts in (fitted, held_out))
+        sites = record(run, prompts, config.latent_seeds) if prompts else {}
         others = record(run, checks, config.held_out_seeds) if checks else {}
     return StageStatistics(
         concept="" if source is None else source.name,
@@ -99,6 +97,24 @@ def record_stage(
         held_out=others,
         seconds=time.process_time() - started,
     )
+
+
+def stage_prompts(
+    stage: StageName, config: FusionConfig, *, is_generic: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Which prompts a stage fits and which it only checks; drawing is dear, so the last stage draws few.
+
+    Returns:
+        (fitted, held out), `{}` standing for a concept's word.
+    """
+    if is_generic:
+        fitted = config.generic_prompts if config.rule(stage).generic_weight > 0 else ()
+        held_out = config.drift_prompts if config.measure else ()
+    else:
+        fitted, held_out = config.prompts, config.held_out_prompts if config.measure else ()
+    if stage is not StageName.SPATIAL:
+        return fitted, held_out
+    return (fitted[:3], held_out[:2]) if is_generic else (fitted[:1], held_out[:1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +195,7 @@ def _record_spatial(run: _Run, prompts: Sequence[str], seeds: Sequence[int]) -> 
     latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     options = SamplingConfig(num_inference_steps=run.config.sampling_steps, guidance_scale=1.0)
     encoder = run.encoder()
-    for prompt in prompts[:1] if run.source is not None else prompts:
+    for prompt in prompts:
         encoding = encoder.encode([prompt] * len(seeds))
         with recording(base.unet, sites, accumulators):
             denoise(base, encoding, None, latents.to(base.device), options)

@@ -13,6 +13,11 @@ from mos.fusion.errors import FusionError
 Float64 = npt.NDArray[np.float64]
 
 
+def tensor_of(array: Float64) -> torch.Tensor:
+    """The array as a tensor: in place where it may be written, else copied (Ray maps arguments read-only)."""
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
 @dataclass(frozen=True, kw_only=True)
 class SiteStatistics:
     """The second moments of all inputs that passed one input site.

@@ -15,7 +15,7 @@ from mos.base_model import BaseModel
 from mos.edlora.adapter import Adapter
 from mos.fusion.config import FusionConfig, StageName
 from mos.fusion.source import FusionSource
-from mos.fusion.stages import Stage
+from mos.fusion.stages import Stage, stage_prompts
 from mos.fusion.statistics import SiteStatistics, StageStatistics
 from mos.tensorfile import write_atomically
 
@@ -93,9 +93,6 @@ def statistics_key(
 ) -> str:
     """Digest of everything one concept's statistics in one stage depend on, hex."""
     is_spatial = stage.name is StageName.SPATIAL
-    prompts = (
-        [config.generic_prompts, config.drift_prompts] if source is None else [config.prompts, config.held_out_prompts]
-    )
     facts = {
         "format": FORMAT,
         "stage": str(stage.name),
@@ -105,8 +102,7 @@ def statistics_key(
         "device": base.device.type,
         "concept": "" if source is None else source.content_digest(),
         "upstream": upstream,
-        "prompts": prompts,
-        "measure": config.measure,
+        "prompts": stage_prompts(stage.name, config, is_generic=source is None),
         "threads": config.threads,
         "drawing": [config.latent_seeds, config.held_out_seeds, config.sampling_steps] if is_spatial else [],
     }

@@ -171,6 +171,13 @@ def test_linears_of_one_site_with_different_ranks_are_solved() -> None:
     assert solution["b"].down.shape[0] == RANK + 1
 
 
+def test_read_only_arrays_are_solved() -> None:
+    site = raw_problem("many-rows").site(steps=5)
+    for array in (site.matrix, *site.linears["linear"].ups, *site.linears["linear"].projected):
+        array.setflags(write=False)
+    assert np.isfinite(update_of(site)).all()
+
+
 def test_values_that_are_not_finite_are_refused_by_name() -> None:
     site = raw_problem("many-rows").site()
     site.linears["linear"].projected[0][0, 0] = np.nan
