@@ -202,13 +202,10 @@ class _LayeredEncoder:
 
     def attach(self, encoder: Any) -> list[Any]:
         """Register the hooks; the handles remove them."""
-        norm = next(module for name, module in encoder.named_modules() if name.endswith("final_layer_norm"))
         return [
             encoder.register_forward_pre_hook(self._before, with_kwargs=True),
             encoder.get_input_embeddings().register_forward_hook(self._embed),
             encoder.register_forward_hook(self._after),
-            norm.register_forward_pre_hook(self._before_norm),
-            norm.register_forward_hook(self._after_norm),
         ]
 
     def _before(
@@ -253,14 +250,6 @@ class _LayeredEncoder:
             return hidden.repeat(1, 1, self._layers)
         by_layer = hidden.view(self._batch, self._layers, *hidden.shape[1:])
         return by_layer.transpose(1, 2).flatten(2)
-
-    def _before_norm(self, module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """With clip skip, a pipeline norms hidden states after the encoder: layer by layer, then."""
-        dim = module.normalized_shape[0]
-        return (args[0].unflatten(-1, (-1, dim)), *args[1:]) if args[0].shape[-1] != dim else args
-
-    def _after_norm(self, _module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output.flatten(-2) if args[0].ndim == 4 else output
 
 
 def _base_of(pipe: Any) -> BaseModel:

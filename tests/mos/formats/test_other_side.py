@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline
 
 from mos.concept import ConceptRef
 from mos.edlora.adapter import Adapter, ConceptWords, applied
@@ -13,32 +13,12 @@ from mos.formats.tensors import word_vectors
 from mos.random_base import random_base
 from tests.mos.adapters import random_adapter
 from tests.mos.formats.concepts import EVERYTHING, random_concept
+from tests.mos.formats.pipelines import pipeline_of
 
 REF = ConceptRef("alice", "tom", 1)
 DETAILS = ExportDetails(title="Tom", trigger=REF.word)
 PROMPT = "a photo of <alice-tom> on the beach"
 TOLERANCE = 1e-5
-
-
-def _pipeline(base):
-    shared = {"vae": base.vae, "unet": base.unet, "scheduler": base.scheduler}
-    if base.facts.family == "sdxl":
-        return StableDiffusionXLPipeline(
-            text_encoder=base.text_encoders["text_encoder"],
-            text_encoder_2=base.text_encoders["text_encoder_2"],
-            tokenizer=base.tokenizers["text_encoder"],
-            tokenizer_2=base.tokenizers["text_encoder_2"],
-            add_watermarker=False,
-            **shared,
-        )
-    return StableDiffusionPipeline(
-        text_encoder=base.text_encoder,
-        tokenizer=base.tokenizer,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-        **shared,
-    )
 
 
 def _with_layer_means(adapter):
@@ -111,7 +91,7 @@ def test_diffusers_loads_our_lora_and_words(family, target, tmp_path):
     plain = _ours(base, _silenced(adapter), PROMPT)
     export(adapter, base, "diffusers", tmp_path / "diffusers", name="tom", details=DETAILS)
     export(adapter, base, "kohya", tmp_path / "kohya", name="tom", details=DETAILS)
-    pipe = _pipeline(random_base(family))
+    pipe = pipeline_of(random_base(family))
     weight_name = "pytorch_lora_weights.safetensors" if target == "diffusers" else "tom.safetensors"
     pipe.load_lora_weights(str(tmp_path / target), weight_name=weight_name)
     pipe.load_textual_inversion(str(tmp_path / "diffusers" / "alice-tom.safetensors"))
@@ -146,7 +126,7 @@ def test_a_fused_lora_loads_at_its_full_rank(tiny_base, tmp_path):
     fused = random_adapter(tiny_base, "<alice-tom>", "<bob-rex>", rank=8)
     details = ExportDetails(title="two", trigger="<alice-tom> <bob-rex>")
     export(fused, tiny_base, "diffusers", tmp_path, name="two", details=details)
-    pipe = _pipeline(random_base("sd1"))
+    pipe = pipeline_of(random_base("sd1"))
     pipe.load_lora_weights(str(tmp_path))
     pipe.load_textual_inversion([str(tmp_path / f"{word}.safetensors") for word in ("alice-tom", "bob-rex")])
     prompt = "<alice-tom> and <bob-rex> in space"
