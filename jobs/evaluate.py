@@ -97,9 +97,8 @@ def prepare_evaluation(request: EvaluationRequest) -> "EvaluationJob":
 
 def run_here(job: "EvaluationJob", *, ray_address: str | None, on_block: "OnBlock | None") -> "EvaluationOutcome":
     """Run a job on the Ray at an address, or on a private one."""
-    from cluster.session import connected
-
     from cluster.evaluation import missing_blocks, run_evaluation
+    from cluster.session import connected
 
     if not missing_blocks(job):
         from cluster.evaluation import run_serially

@@ -1,0 +1,195 @@
+"""A private Ray on this machine: started on loopback, found by nobody else, and gone afterwards."""
+
+import contextlib
+import gc
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import keeper
+from cluster.errors import RayUnavailableError
+
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Shared memory of the private object store: statistics and artifacts of a few concepts at a time."""
+
+TOKEN_VARIABLE = "RAY_AUTH_TOKEN"  # noqa: S105 - the name of a variable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A Ray this process is connected to.
+
+    Attributes:
+        address: `127.0.0.1:port` of its control store.
+        dashboard_url: Where its dashboard is, or None.
+        mark: Value of MOS_RAY_SESSION in all its processes; None for a cluster that somebody else keeps.
+        temp_dir: Where a private Ray has its logs and sockets; None for a cluster that somebody else keeps.
+        num_cpus: Its logical CPUs.
+    """
+
+    address: str
+    dashboard_url: str | None
+    mark: str | None
+    temp_dir: str | None
+    num_cpus: float
+
+    def processes(self) -> list[int]:
+        """Ids of the private Ray's living processes; empty for somebody else's."""
+        return keeper.marked_processes(self.mark, self.temp_dir) if self.mark and self.temp_dir else []
+
+
+@contextlib.contextmanager
+def local_ray(
+    *, num_cpus: int | None = None, num_gpus: int | None = None, dashboard: bool = False
+) -> Iterator[Session]:
+    """Start a private Ray, connect to it, and leave no process of it behind.
+
+    It listens on 127.0.0.1 only, asks for a token, sends no usage statistics, and ignores RAY_ADDRESS. When
+    this process is killed outright, a keeper process ends what is left.
+
+    Args:
+        num_cpus: Logical CPUs; default the machine's, but at least 2 (actors ask for fractions).
+        num_gpus: GPUs; default what Ray finds.
+        dashboard: Also serve Ray's dashboard on a free loopback port.
+
+    Raises:
+        RayUnavailableError: If this process is connected to a Ray already, or Ray does not start.
+    """
+    mark = secrets.token_hex(8)
+    temp_dir = tempfile.mkdtemp(prefix="mos-ray-")
+    with _environment(private_environment(mark)), _kept(mark, temp_dir):
+        import ray
+
+        _read_environment_again()
+        if ray.is_initialized():
+            raise RayUnavailableError("this process is connected to a Ray already; disconnect before starting another")
+        cpus = num_cpus or max(2, os.cpu_count() or 1)
+        try:
+            try:
+                address, url = _start(temp_dir, cpus, num_gpus, dashboard)
+            except (OSError, RuntimeError, ValueError, TimeoutError) as error:
+                raise RayUnavailableError(f"Ray did not start: {error}; `mos doctor` may say why") from error
+            yield Session(address=address, dashboard_url=url, mark=mark, temp_dir=temp_dir, num_cpus=cpus)
+        finally:
+            _disconnect(mark, temp_dir)
+
+
+def _start(temp_dir: str, num_cpus: int, num_gpus: int | None, dashboard: bool) -> tuple[str, str | None]:
+    import ray
+
+    context = ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        include_dashboard=dashboard,
+        dashboard_host="127.0.0.1",
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level="ERROR",
+        namespace="mos",
+        _node_ip_address="127.0.0.1",
+        _temp_dir=temp_dir,
+    )
+    url, address = context.address_info.get("webui_url"), str(context.address_info["gcs_address"])
+    if not address.startswith("127.0.0.1:"):
+        raise RuntimeError(f"it listens on {address} instead of loopback only")
+    return address, f"http://{url}" if dashboard and url else None
+
+
+def _read_environment_again() -> None:
+    """Let a Ray that was imported earlier see the token mode and the loopback rule: it reads both at import."""
+    from ray._private import ray_constants
+    from ray._raylet import Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _disconnect(mark: str, temp_dir: str) -> None:
+    """Stop Ray and wait for its processes, which Ray itself does not: they would stay as zombies."""
+    import ray
+
+    ours = set(keeper.marked_processes(mark, temp_dir))
+    children = [item for item in gc.get_objects() if issubclass(type(item), subprocess.Popen) and item.pid in ours]
+    ray.shutdown()
+    keeper.end_processes(mark, temp_dir)
+    for child in children:
+        child.wait(timeout=10)
+
+
+@contextlib.contextmanager
+def connected(address: str | None = None, **local: int | bool | None) -> Iterator[Session]:
+    """Connect to the Ray at `address` (`127.0.0.1:6379`), or start a private one when there is none.
+
+    Raises:
+        RayUnavailableError: If nothing answers at `address`.
+    """
+    if address is None:
+        with local_ray(**local) as session:  # type: ignore[arg-type]
+            yield session
+        return
+    import ray
+
+    if address == "auto":
+        raise RayUnavailableError("ray address 'auto' may find a stranger's cluster; give host:port")
+    try:
+        ray.init(address=address, namespace="mos", logging_level="ERROR", log_to_driver=False)
+    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        raise RayUnavailableError(f"no Ray answers at {address}: {error}; start one with `mos cluster up`") from error
+    try:
+        cpus = float(ray.cluster_resources().get("CPU", 0.0))
+        yield Session(address=address, dashboard_url=None, mark=None, temp_dir=None, num_cpus=cpus)
+    finally:
+        ray.shutdown()
+
+
+def private_environment(mark: str) -> dict[str, str]:
+    """The environment of a private Ray: one mark, loopback only, a token, one compute thread a process."""
+    return {
+        keeper.MARK: mark,
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "token",
+        TOKEN_VARIABLE: os.environ.get(TOKEN_VARIABLE) or secrets.token_hex(32),
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set variables for children started inside; the token stays, because Ray reads it once a process."""
+    before = {name: os.environ.get(name) for name in values if name != TOKEN_VARIABLE}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _kept(mark: str, temp_dir: str) -> Iterator[None]:
+    """Sweep the session's processes and folder at the end; a keeper does so if this process is killed."""
+    environment = {name: value for name, value in os.environ.items() if name != keeper.MARK}
+    command = [sys.executable, "-I", "-S", str(Path(keeper.__file__)), mark, temp_dir]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    ) as watcher:
+        try:
+            yield
+        finally:
+            keeper.end_processes(mark, temp_dir)
+            shutil.rmtree(temp_dir, ignore_errors=True)
+            with contextlib.suppress(BrokenPipeError):
+                watcher.communicate("done")

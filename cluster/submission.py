@@ -1,0 +1,74 @@
+"""Runs as Ray jobs: sent to a cluster's job server, named by their run, told by their metadata what they are."""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import RayUnavailableError
+from cluster.head import token_for
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+EVENT_PREFIX = "MOS-EVENT "
+"""Begins a line of a job's log that is an event; everything else there is for people."""
+
+ACTIVE = frozenset({"PENDING", "RUNNING"})
+
+
+def submit(address: str, entrypoint: str, submission_id: str, metadata: Mapping[str, str]) -> None:
+    """Send a job; a job of the same id that ended is replaced, one that is at work is left as it is.
+
+    Args:
+        address: URL of the job server.
+        entrypoint: Command that runs on the cluster.
+        submission_id: Its name there.
+        metadata: What Ray's dashboard shows: kind, owner, concept, run.
+
+    Raises:
+        RayUnavailableError: If nothing answers there, or it asks for another token.
+    """
+    with _client(address) as client:
+        known = {job.submission_id: job for job in client.list_jobs()}
+        if submission_id in known:
+            if known[submission_id].status in ACTIVE:
+                return
+            client.delete_job(submission_id)
+        client.submit_job(entrypoint=entrypoint, submission_id=submission_id, metadata=dict(metadata))
+
+
+def job_status(address: str, submission_id: str) -> str:
+    """Ray's status of a job: PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED, or "" when it is not known."""
+    with _client(address) as client:
+        known = {job.submission_id: job for job in client.list_jobs()}
+        return str(known[submission_id].status) if submission_id in known else ""
+
+
+def job_events(address: str, submission_id: str) -> list[dict[str, Any]]:
+    """The events a job has printed so far, in order."""
+    with _client(address) as client:
+        lines = client.get_job_logs(submission_id).splitlines()
+    return [json.loads(line.removeprefix(EVENT_PREFIX)) for line in lines if line.startswith(EVENT_PREFIX)]
+
+
+def stop_job(address: str, submission_id: str) -> None:
+    """End a job's driver and with it all its actors."""
+    with _client(address) as client:
+        client.stop_job(submission_id)
+
+
+@contextlib.contextmanager
+def _client(address: str) -> "Iterator[JobSubmissionClient]":
+    from ray.job_submission import JobSubmissionClient
+
+    if not address.startswith(("http://", "https://")):
+        raise RayUnavailableError(f"{address}: expected the URL of a job server, such as http://127.0.0.1:8265")
+    with token_for(address):
+        try:
+            yield JobSubmissionClient(address)
+        except (ConnectionError, RuntimeError, OSError) as error:
+            line = str(error).strip().splitlines()[0]
+            raise RayUnavailableError(
+                f"{address}: no job server answers ({line}); `mos cluster status` shows ours"
+            ) from error

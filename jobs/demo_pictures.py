@@ -1,0 +1,81 @@
+"""The demo's pictures: each concept alone, and all of them in one picture by regional sampling."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mos.concept import ConceptRef
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from mos.base_model import BaseModel
+    from mos.edlora.adapter import Adapter
+
+ALONE_PROMPTS = (
+    "a photo of a {} on a beach",
+    "a photo of a {} in the snow",
+    "a photo of a {} in a forest",
+    "a photo of a {} in a city",
+)
+TOGETHER_PROMPTS = ("a photo of a beach", "a photo of a meadow", "a photo of snow", "a photo of a city")
+SEED = 7
+GUIDANCE = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoPictures:
+    """What was drawn.
+
+    Attributes:
+        prompts: Prompts of the pictures alone, `{}` for the word.
+        alone: Concept -> pictures, one a prompt, drawn by the fused model.
+        together: (global prompt, picture with all concepts).
+        regions: One line a region.
+    """
+
+    prompts: Sequence[str]
+    alone: dict[str, list["Image.Image"]]
+    together: list[tuple[str, "Image.Image"]]
+    regions: Sequence[str]
+
+
+def draw_pictures(
+    base: "BaseModel", refs: Sequence[ConceptRef], fused: "Adapter", num_steps: int, folder: Path
+) -> DemoPictures:
+    """Draw and save everything."""
+    from mos.sampling import Region, SamplingConfig, sample
+
+    config = SamplingConfig(num_inference_steps=num_steps, guidance_scale=GUIDANCE)
+    seeds = [SEED + number for number in range(len(ALONE_PROMPTS))]
+    alone = {
+        str(ref): sample(base, fused, [prompt.format(ref.word) for prompt in ALONE_PROMPTS], seeds=seeds, config=config)
+        for ref in refs
+    }
+    width = 1 / len(refs)
+    regions = [
+        Region(prompt=f"a {ref.word}", box=(number * width, 0.2, (number + 1) * width, 1.0))
+        for number, ref in enumerate(refs)
+    ]
+    together = sample(
+        base, fused, TOGETHER_PROMPTS, regions=regions, seeds=[SEED + 10 + n for n in range(4)], config=config
+    )
+    drawn = DemoPictures(
+        prompts=ALONE_PROMPTS,
+        alone=alone,
+        together=list(zip(TOGETHER_PROMPTS, together, strict=True)),
+        regions=[f"{region.prompt} in {region.place}" for region in regions],
+    )
+    _save(drawn, folder)
+    return drawn
+
+
+def _save(drawn: DemoPictures, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for ref, pictures in drawn.alone.items():
+        name = ref.partition("@")[0].replace("/", "-")
+        for number, picture in enumerate(pictures):
+            picture.save(folder / f"{name}-{number}.png")
+    for number, (_, picture) in enumerate(drawn.together):
+        picture.save(folder / f"together-{number}.png")

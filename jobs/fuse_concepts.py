@@ -1,0 +1,194 @@
+"""From `owner/name` of a registry to a fused model in a folder: resolve, lock, pull, fuse on Ray, publish.
+
+Besides the model the folder holds `fused.lock.json`: for every concept its version and the digests of its
+manifest and weights, so that the same fusion can be repeated and checked years later.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.specs import FusionSpec
+from mos.concept import ConceptRef
+from mos.errors import BadInputError
+
+if TYPE_CHECKING:
+    from cluster.pool import PoolOptions
+    from cluster.timeline import WorkInterval
+    from mos.base_model import BaseModel
+    from mos.fusion import FusedModel, FusionConfig, FusionSource
+    from registry import Registry, Resolved
+
+LOCKFILE = "fused.lock.json"
+LOCK_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionOutcome:
+    """A fused model on disk and how it came about.
+
+    Attributes:
+        model: The fused model.
+        out: Its folder.
+        published: `owner/name@version`, or empty.
+        intervals: Who recorded and solved what, when.
+        locked: The lockfile's entries.
+    """
+
+    model: "FusedModel"
+    out: Path
+    published: str = ""
+    intervals: Sequence["WorkInterval"] = ()
+    locked: Sequence[dict[str, Any]] = field(default_factory=list)
+
+
+def resolve_all(registry: "Registry", spec: FusionSpec) -> list["Resolved"]:
+    """Find every concept's version and check its state and licence before anything is computed.
+
+    Raises:
+        NotFoundError: If there is no such concept or version.
+        NotAllowedError: If one is not listed, or its licence forbids merging.
+    """
+    from registry.licence import combined
+
+    found = [registry.resolve(ref, allow_unlisted=spec.allow_unlisted) for ref in spec.refs]
+    combined({item.ref: item.manifest.licence for item in found})
+    return found
+
+
+def lock_entries(found: Sequence["Resolved"]) -> list[dict[str, Any]]:
+    """What the lockfile says of each concept."""
+    return [
+        {
+            "ref": str(item.ref),
+            "manifest_sha256": item.manifest_sha256,
+            "weights_sha256": item.manifest.weights.sha256,
+        }
+        for item in found
+    ]
+
+
+def check_lock(out: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """Refuse to replace a fusion of other concepts.
+
+    Raises:
+        BadInputError: If the folder holds a fusion with another lockfile.
+    """
+    path = out / LOCKFILE
+    if not path.exists():
+        return
+    locked = json.loads(path.read_text())["concepts"]
+    if locked != list(entries):
+        before = ", ".join(entry["ref"] for entry in locked)
+        raise BadInputError(f"{out}: holds a fusion of {before}; choose another folder with --out")
+
+
+def load_sources(registry: "Registry", found: Sequence["Resolved"], base: "BaseModel") -> list["FusionSource"]:
+    """Pull every concept, verified, and read it strictly against the base."""
+    from mos.artifact import read_artifact
+    from mos.fusion import FusionSource
+
+    return [
+        FusionSource(
+            ref=item.ref,
+            edlora=read_artifact(registry.pull(item), base.facts),
+            sha256=item.manifest.weights.sha256,
+        )
+        for item in found
+    ]
+
+
+def fusion_config(spec: FusionSpec) -> "FusionConfig":
+    """The options of a spec; `strategy`, `solver`, `sampling_steps`, ... as `mos.fusion.FusionConfig` names them.
+
+    Raises:
+        BadInputError: If there is no such option or a value is out of range.
+    """
+    from mos.fusion import FusionConfig
+
+    return FusionConfig.from_json(FusionConfig().to_json() | dict(spec.options))
+
+
+def fuse_on_ray(
+    base: "BaseModel",
+    base_name: str,
+    sources: Sequence["FusionSource"],
+    config: "FusionConfig",
+    options: "PoolOptions",
+    *,
+    say: Callable[[str], None],
+) -> tuple["FusedModel", list["WorkInterval"]]:
+    """Fuse on the connected Ray; returns the model and who did what when."""
+    from cluster.fusion import RayFusionExecutor
+    from cluster.timeline import measured
+    from mos.fusion import fuse
+
+    intervals: list[WorkInterval] = []
+    with measured(intervals, "driver", "fusion", "driver"):
+        if config.strategy != "gradient":
+            return fuse(base, sources, config, progress=say), intervals
+        with RayFusionExecutor(base_name, config, options, on_interval=intervals.append, on_retry=say) as executor:
+            model = fuse(base, sources, config, executor=executor, progress=say)
+    return model, intervals
+
+
+def write_outcome(model: "FusedModel", out: Path, entries: Sequence[dict[str, Any]]) -> None:
+    """Write model and lockfile; the lockfile last."""
+    from mos.fusion import write_fused
+
+    write_fused(model, out)
+    document = {"format": LOCK_FORMAT, "concepts": list(entries)}
+    (out / LOCKFILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def publish_fusion(registry: "Registry", out: Path, publish: str, run_id: str, *, allow_unlisted: bool) -> ConceptRef:
+    """Publish a fused model with its lineage.
+
+    Raises:
+        NotFoundError: If the owner's key is not on this machine.
+        LicenceError: If a source forbids it.
+    """
+    target = ConceptRef.parse(publish)
+    key = registry.new_owner(target.owner) if registry.may_index else registry.home.owner_key(target.owner)
+    ref = registry.publish(out, target, key=key, run_id=run_id, allow_unlisted=allow_unlisted)
+    if registry.may_index:
+        registry.index()
+    return ref
+
+
+def run_fusion(
+    spec: FusionSpec,
+    registry: "Registry",
+    *,
+    ray_address: str | None = None,
+    num_workers: int = 2,
+    say: Callable[[str], None],
+) -> FusionOutcome:
+    """The whole way from a spec to a folder, on a private Ray or the one at `ray_address`.
+
+    Raises:
+        MosError: Whatever is wrong with concepts, licences, options, folder or cluster; nothing is written then.
+    """
+    from cluster.pool import PoolOptions
+    from cluster.session import connected
+    from mos.base_model import load_base
+
+    found = resolve_all(registry, spec)
+    entries = lock_entries(found)
+    out = Path(spec.out)
+    check_lock(out, entries)
+    config = fusion_config(spec)
+    base = load_base(spec.base or None)
+    sources = load_sources(registry, found, base)
+    say(f"fusing {', '.join(entry['ref'] for entry in entries)}")
+    with connected(ray_address):
+        options = PoolOptions(num_workers=num_workers)
+        model, intervals = fuse_on_ray(base, spec.base, sources, config, options, say=say)
+    write_outcome(model, out, entries)
+    published = ""
+    if spec.publish:
+        run_id = spec.run_id({entry["ref"]: entry["manifest_sha256"] for entry in entries})
+        published = str(publish_fusion(registry, out, spec.publish, run_id, allow_unlisted=spec.allow_unlisted))
+    return FusionOutcome(model=model, out=out, published=published, intervals=intervals, locked=entries)

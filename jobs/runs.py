@@ -1,0 +1,318 @@
+"""Runs from the submitter's side: submit, look at, wait for, cancel and try again, here or on a cluster."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.places import RegistryPlaces
+from cluster.progress import Event, Terminal
+from cluster.runs import RunBook, RunRecord
+from cluster.staging import delete_pictures, read_staged_report
+from cluster.states import RunState
+from jobs.specs import ConceptSpec, FusionSpec
+from jobs.train_concept import (
+    Bookkeeper,
+    PreparedConcept,
+    describe,
+    prepare,
+    publish_staged,
+    raise_if_failed,
+    record_of,
+    stage,
+    train_on,
+)
+from mos.errors import BadInputError, JobFailedError, TryAgainError
+
+if TYPE_CHECKING:
+    from registry import Registry
+
+_POLL_S = 0.5
+
+
+def submit_concept(
+    spec: ConceptSpec,
+    registry_url: str,
+    *,
+    ray_address: str | None = None,
+    is_waiting: bool = True,
+    is_dry_run: bool = False,
+) -> dict[str, Any]:
+    """Train and publish a concept, or say what that would take.
+
+    Without an address a private Ray runs in this process, so there is nothing to wait for elsewhere.
+
+    Raises:
+        MosError: Whatever is wrong with the spec, the pictures, the registry, the cluster or the training.
+    """
+    from registry import Registry
+
+    if not ray_address and not is_waiting:
+        raise BadInputError(
+            "--no-wait needs a cluster that goes on alone; give --ray-address (`mos cluster up` starts one)"
+        )
+    facts = base_facts(spec.base)
+    prepared = prepare(spec, facts)
+    if is_dry_run:
+        return describe(prepared, facts)
+    registry = Registry.open(registry_url)
+    book = RunBook()
+    known = book.find(prepared.run_id)
+    if known is not None and known.state is RunState.DONE:
+        return outcome_of(known) | {"note": "this run was done before; nothing was trained"}
+    if known is not None and not known.state.is_final and _is_alive(known):
+        return outcome_of(wait_for(prepared.run_id)) if is_waiting else outcome_of(known)
+    if ray_address:
+        return _submit_remote(prepared, registry, book, ray_address, is_waiting=is_waiting)
+    return outcome_of(_train_here(prepared, registry, book))
+
+
+def _train_here(prepared: PreparedConcept, registry: "Registry", book: RunBook) -> RunRecord:
+    from cluster.session import local_ray
+
+    run_id, spec = prepared.run_id, prepared.spec
+    book.start(record_of(prepared, registry.url, process_id=os.getpid()))
+    terminal = Terminal()
+    keeper = Bookkeeper(book, terminal)
+    if read_staged_report(RegistryPlaces(registry.url)(run_id)) is None:
+        stage(prepared, registry.url)
+        try:
+            with local_ray():
+                event = train_on([prepared], registry.url, spec.base, is_cancelled=book.is_cancelled, on_event=keeper)[
+                    run_id
+                ]
+        except BaseException as error:
+            _note_end(book, run_id, error)
+            delete_pictures(RegistryPlaces(registry.url)(run_id))
+            raise
+        if event["event"] != "staged":
+            delete_pictures(RegistryPlaces(registry.url)(run_id))
+        raise_if_failed(event)
+    else:
+        book.move(run_id, RunState.RUNNING)
+        book.move(run_id, RunState.STAGED)
+    return _publish(prepared.run_id, spec, registry, book, prepared.spec_sha256, terminal)
+
+
+def _publish(
+    run_id: str, spec: ConceptSpec, registry: "Registry", book: RunBook, spec_sha256: str, terminal: Terminal
+) -> RunRecord:
+    trained = publish_staged(run_id, spec, registry, spec_sha256)
+    event: Event = {"event": "published", "run_id": run_id, "ref": str(trained.ref)}
+    book.note(run_id, dict(event))
+    terminal(run_id, dict(event) | {"subject": str(spec.ref)})
+    return book.move(run_id, RunState.DONE, result=str(trained.ref), error="")
+
+
+def _note_end(book: RunBook, run_id: str, error: BaseException) -> None:
+    """Write down why a run ended here, whatever state it was in."""
+    record = book.get(run_id)
+    if record.state.is_final:
+        return
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+    state = RunState.CANCELLED if interrupted else RunState.FAILED
+    book.move(run_id, state, error="interrupted" if interrupted else str(error))
+
+
+def base_facts(base: str) -> Any:
+    """What is known of a base (loads it; weights are dropped again)."""
+    from mos.base_model import load_base
+
+    return load_base(base or None).facts
+
+
+def outcome_of(record: RunRecord) -> dict[str, Any]:
+    """What commands print of a run."""
+    outcome = {"run": record.run_id, "state": record.state.value, "subject": record.subject}
+    outcome |= {"result": record.result} if record.result else {}
+    outcome |= {"ray_job": record.submission_id} if record.submission_id else {}
+    return outcome | ({"error": record.error} if record.error else {})
+
+
+def known_runs(*, max_age_s: float | None) -> list[RunRecord]:
+    """The runs of this machine, newest first, their states brought up to date."""
+    book = RunBook()
+    newest = [record for record in book.all() if max_age_s is None or time.time() - record.created_at <= max_age_s]
+    return [refreshed(book, record) for record in newest]
+
+
+def refreshed(book: RunBook, record: RunRecord) -> RunRecord:
+    """A record whose state agrees with what can be known now: a driver that died did not finish."""
+    if record.state.is_final or record.state is RunState.STAGED or _is_alive(record):
+        return record
+    if record.address:
+        from jobs.remote_runs import remote_state
+
+        return remote_state(book, record)
+    return book.move(record.run_id, RunState.FAILED, error="its process ended; `mos jobs retry` goes on")
+
+
+def _is_alive(record: RunRecord) -> bool:
+    if not record.process_id:
+        return False
+    try:
+        os.kill(record.process_id, 0)
+    except OSError:
+        return False
+    return record.process_id != os.getpid()
+
+
+def events_of(run: str, *, follow: bool = False) -> Iterator[Event]:
+    """A run's events so far, and with `follow` those to come until it ends."""
+    book = RunBook()
+    run_id = book.get(run).run_id
+    seen = 0
+    while True:
+        record = refreshed(book, book.get(run_id))
+        for event in book.events(run_id, skip=seen):
+            seen += 1
+            yield event | {"subject": record.subject}
+        if not follow or record.state.is_final or record.state is RunState.STAGED:
+            return
+        time.sleep(_POLL_S)
+
+
+def wait_for(run: str, *, timeout_s: float | None = None) -> RunRecord:
+    """Wait until a run ends; a staged result is published here, where its owner's key is.
+
+    Raises:
+        TryAgainError: If it has not ended within `timeout_s`.
+        JobFailedError: If it failed or was cancelled.
+    """
+    book = RunBook()
+    run_id = book.get(run).run_id
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while True:
+        record = refreshed(book, book.get(run_id))
+        if record.state is RunState.STAGED and not _is_alive(record):
+            return _publish_record(record, book)
+        if record.state is RunState.DONE:
+            return record
+        if record.state.is_final:
+            raise JobFailedError(f"{run_id}: {record.state.value}: {record.error or 'see mos jobs logs'}")
+        if deadline is not None and time.monotonic() > deadline:
+            raise TryAgainError(f"{run_id}: still {record.state.value} after {timeout_s:g} s; wait again")
+        time.sleep(_POLL_S)
+
+
+def _publish_record(record: RunRecord, book: RunBook) -> RunRecord:
+    from registry import Registry
+
+    registry = Registry.open(record.spec["registry"])
+    if record.kind == "fusion":
+        return _take_fusion(record, registry, book)
+    spec = ConceptSpec.from_json(_spec_of(record))
+    return _publish(record.run_id, spec, registry, book, record.spec["spec_sha256"], Terminal())
+
+
+def _take_fusion(record: RunRecord, registry: "Registry", book: RunBook) -> RunRecord:
+    from jobs.fuse_concepts import publish_fusion
+    from jobs.remote_runs import fetch_fusion
+
+    spec = FusionSpec.from_json(_spec_of(record))
+    out = Path(spec.out)
+    fetch_fusion(record, out)
+    result = spec.out
+    if spec.publish:
+        result = str(publish_fusion(registry, out, spec.publish, record.run_id, allow_unlisted=spec.allow_unlisted))
+    return book.move(record.run_id, RunState.DONE, result=result, error="")
+
+
+def _spec_of(record: RunRecord) -> dict[str, Any]:
+    """The spec as it was given, without what the record adds to it."""
+    return {name: value for name, value in record.spec.items() if name not in ("registry", "spec_sha256")}
+
+
+def cancel_run(run: str) -> RunRecord:
+    """Ask a run to stop.
+
+    Raises:
+        BadInputError: If it has ended already.
+    """
+    book = RunBook()
+    record = refreshed(book, book.get(run))
+    if record.state.is_final or record.state is RunState.STAGED:
+        raise BadInputError(f"{record.run_id}: already {record.state.value}; there is nothing to stop")
+    book.ask_to_cancel(record.run_id)
+    if record.address:
+        from jobs.remote_runs import ask_remote_to_cancel
+
+        ask_remote_to_cancel(record)
+    return record
+
+
+def retry_run(run: str, *, is_waiting: bool = True) -> RunRecord:
+    """Submit a run that was cancelled or failed again; it goes on from its last checkpoint.
+
+    Raises:
+        BadInputError: If it is done, or still at work.
+    """
+    book = RunBook()
+    record = refreshed(book, book.get(run))
+    if record.state is RunState.STAGED:
+        return wait_for(record.run_id)
+    if record.state not in (RunState.CANCELLED, RunState.FAILED):
+        raise BadInputError(f"{record.run_id}: {record.state.value}; only cancelled or failed runs are tried again")
+    values = _spec_of(record)
+    if record.kind == "fusion":
+        submit_fusion(FusionSpec.from_json(values), record.spec["registry"], ray_address=record.address or None)
+    else:
+        spec = ConceptSpec.from_json(values)
+        submit_concept(spec, record.spec["registry"], ray_address=record.address or None, is_waiting=is_waiting)
+    return book.get(record.run_id)
+
+
+def submit_fusion(
+    spec: FusionSpec,
+    registry_url: str,
+    *,
+    ray_address: str | None = None,
+    is_waiting: bool = True,
+    is_dry_run: bool = False,
+) -> dict[str, Any]:
+    """Fuse concepts as a run that the book remembers.
+
+    Raises:
+        MosError: Whatever is wrong with the concepts, their licences, the folder or the cluster.
+    """
+    from jobs.fuse_concepts import lock_entries, resolve_all, run_fusion
+    from registry import Registry
+
+    registry = Registry.open(registry_url)
+    entries = lock_entries(resolve_all(registry, spec))
+    run_id = spec.run_id({entry["ref"]: entry["manifest_sha256"] for entry in entries})
+    if is_dry_run:
+        return {"run": run_id, "concepts": entries, "out": spec.out, "resources": "2 workers with 0.5 CPU each"}
+    book = RunBook()
+    record = RunRecord(
+        run_id=run_id,
+        kind="fusion",
+        owner=spec.refs[0].owner,
+        subject=f"fusion of {len(entries)}",
+        spec=spec.to_json() | {"registry": registry_url},
+        process_id=os.getpid(),
+    )
+    if ray_address:
+        from jobs.remote_runs import submit_remote_fusion
+
+        return submit_remote_fusion(dataclasses.replace(record, process_id=0), book, ray_address, is_waiting=is_waiting)
+    book.start(record)
+    book.move(run_id, RunState.RUNNING)
+    terminal = Terminal()
+    try:
+        outcome = run_fusion(spec, registry, say=terminal.say)
+    except BaseException as error:
+        _note_end(book, run_id, error)
+        raise
+    return outcome_of(book.move(run_id, RunState.DONE, result=outcome.published or str(outcome.out)))
+
+
+def _submit_remote(
+    prepared: PreparedConcept, registry: "Registry", book: RunBook, address: str, *, is_waiting: bool
+) -> dict[str, Any]:
+    from jobs.remote_runs import submit_remote_concept
+
+    record = submit_remote_concept(prepared, registry, book, address)
+    return outcome_of(wait_for(record.run_id) if is_waiting else record)

@@ -1,0 +1,14 @@
+"""One private Ray for all tests that need one: starting it takes seconds."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.session import Session, local_ray
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Session]:
+    """A private Ray with two logical CPUs, as on a laptop."""
+    with local_ray(num_cpus=2) as session:
+        yield session

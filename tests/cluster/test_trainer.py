@@ -1,0 +1,190 @@
+"""Training by actors: the same artifacts as the plain loop, whatever happens to the workers."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.failure import RetryPolicy
+from cluster.places import RegistryPlaces
+from cluster.progress import Event
+from cluster.session import Session
+from cluster.slots import Limits
+from cluster.staging import neutral, read_staged, stage_pictures
+from cluster.supervisor import PoolConfig, Supervisor
+from cluster.timeline import WorkInterval, most_at_once
+from cluster.trainer import OpenPlace, TrainingRequest
+from mos.artifact import artifact_bytes
+from mos.base_model import load_base
+from mos.concept import ConceptRef
+from mos.training import TrainingConfig, train_concept
+from tests.cluster.bases import saved_random_base
+from tests.cluster.kills import KillingPlaces
+from tests.mos.training.concepts import FAST, made_up_concept
+
+OWNERS = {"alice": "robot", "bob": "cat"}
+
+
+@pytest.fixture(scope="module")
+def base_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_random_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def config() -> TrainingConfig:
+    return FAST.with_options(steps=12)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base_path: Path, config: TrainingConfig) -> dict[str, bytes]:
+    """What the plain loop makes of each owner's concept."""
+    base = load_base(base_path)
+    return {
+        owner: b"".join(artifact_bytes(train_concept(base, neutral(made_up_concept(name)), config)))
+        for owner, name in OWNERS.items()
+    }
+
+
+class Watch:
+    """Remembers every event."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Event]] = []
+
+    def __call__(self, run_id: str, event: Event) -> None:
+        self.events.append((run_id, event))
+
+    def of(self, kind: str) -> list[Event]:
+        return [event for _, event in self.events if event["event"] == kind]
+
+
+def request(owner: str, config: TrainingConfig, url: str) -> TrainingRequest:
+    run_id = f"concept-{owner}"
+    stage_pictures(RegistryPlaces(url)(run_id), made_up_concept(OWNERS[owner]))
+    return TrainingRequest(
+        run_id=run_id, ref=ConceptRef(owner, OWNERS[owner]), config=config, checkpoint_every=3, report_every=2
+    )
+
+
+def pool(open_place: OpenPlace, watch: Watch, *, workers: int = 1, slots: int = 1, **more: object) -> Supervisor:
+    settings = PoolConfig(
+        limits=Limits(max_workers=workers, slots_per_worker=slots),
+        retries=RetryPolicy(max_retries=2, first_wait_s=0.0),
+        heartbeat_timeout_s=120.0,
+    )
+    return Supervisor(open_place, settings, on_event=watch, **more)  # type: ignore[arg-type]
+
+
+def test_two_actors_at_once_make_what_the_plain_loop_makes(
+    ray_session: Session, base_path: Path, config: TrainingConfig, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    url, watch = str(tmp_path), Watch()
+    supervisor = pool(RegistryPlaces(url), watch, workers=2)
+    for owner in OWNERS:
+        supervisor.enqueue(request(owner, config, url), str(base_path))
+    outcomes = supervisor.run()
+    assert [event["event"] for event in outcomes.values()] == ["staged", "staged"], outcomes
+    for owner, expected in undisturbed.items():
+        assert read_staged(RegistryPlaces(url)(f"concept-{owner}"))[0] == expected
+    intervals = [WorkInterval.from_dict(event["interval"]) for event in outcomes.values()]
+    assert most_at_once(intervals) == 2
+    assert len(watch.of("step")) == 2 * config.steps // 2
+
+
+def check_kill(
+    kill: tuple[str, int, bool],
+    base_path: Path,
+    config: TrainingConfig,
+    expected: bytes,
+    tmp_path: Path,
+) -> Watch:
+    url, watch = str(tmp_path / "registry"), Watch()
+    (tmp_path / "registry").mkdir()
+    kind, number, is_after = kill
+    places = KillingPlaces(url, kind, number, is_after, tmp_path / "killed")
+    supervisor = pool(places, watch)
+    supervisor.enqueue(request("alice", config, url), str(base_path))
+    outcomes = supervisor.run()
+    assert (tmp_path / "killed").exists()
+    assert outcomes["concept-alice"]["event"] == "staged"
+    assert read_staged(RegistryPlaces(url)("concept-alice"))[0] == expected
+    assert len(watch.of("retrying")) == 1
+    return watch
+
+
+def test_a_trainer_killed_between_checkpoint_and_pointer_changes_nothing(
+    ray_session: Session, base_path: Path, config: TrainingConfig, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    watch = check_kill(("checkpoints/", 2, True), base_path, config, undisturbed["alice"], tmp_path)
+    assert [event["step"] for event in watch.of("started")] == [0, 3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kill",
+    [
+        ("checkpoints/", 1, False),
+        ("checkpoints/", 1, True),
+        ("pointers/", 1, False),
+        ("pointers/", 2, True),
+        ("delete checkpoints/", 1, False),
+        ("delete checkpoints/", 1, True),
+        ("delete pointers/", 1, True),
+        ("staged/", 1, False),
+        ("staged/", 1, True),
+        ("staged/", 2, True),
+    ],
+)
+def test_a_trainer_killed_at_any_point_of_a_checkpoint_changes_nothing(
+    ray_session: Session,
+    base_path: Path,
+    config: TrainingConfig,
+    undisturbed: dict[str, bytes],
+    tmp_path: Path,
+    kill: tuple[str, int, bool],
+) -> None:
+    check_kill(kill, base_path, config, undisturbed["alice"], tmp_path)
+
+
+def test_cancelling_writes_a_checkpoint_and_the_next_submission_goes_on_from_it(
+    ray_session: Session, base_path: Path, config: TrainingConfig, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    url, watch = str(tmp_path), Watch()
+    seen_at: list[float] = []
+
+    def is_cancelled(_: str) -> bool:
+        if not seen_at and watch.of("step"):
+            seen_at.append(time.monotonic())
+        return bool(seen_at)
+
+    long = config.with_options(steps=4000)
+    supervisor = pool(RegistryPlaces(url), watch, is_cancelled=is_cancelled)
+    supervisor.enqueue(request("alice", long, url), str(base_path))
+    outcome = supervisor.run()["concept-alice"]
+    step_s = watch.of("step")[-1]["step_s"]
+    assert outcome["event"] == "cancelled"
+    assert 0 < outcome["step"] < 4000
+    assert outcome["at"] - watch.of("cancelling")[0].get("at", outcome["at"]) <= step_s + 2.0
+    assert time.monotonic() - seen_at[0] <= step_s + 2.0
+    again = pool(RegistryPlaces(url), watch, is_cancelled=lambda _: len(watch.of("started")) > 1)
+    again.enqueue(request("alice", long, url), str(base_path))
+    again.run()
+    assert watch.of("started")[-1]["step"] == outcome["step"]
+
+
+def test_a_run_whose_own_data_is_wrong_fails_once_and_the_others_go_on(
+    ray_session: Session, base_path: Path, config: TrainingConfig, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    url, watch = str(tmp_path), Watch()
+    wrong = request("bob", config, url)
+    place = RegistryPlaces(url)("concept-bob")
+    place.put("pictures/000.png", b"not what was sent")
+    supervisor = pool(RegistryPlaces(url), watch, slots=2)
+    supervisor.enqueue(wrong, str(base_path))
+    supervisor.enqueue(request("alice", config, url), str(base_path))
+    outcomes = supervisor.run()
+    assert (outcomes["concept-bob"]["event"], outcomes["concept-bob"]["exit_code"]) == ("failed", 7)
+    assert "bytes changed on the way" in outcomes["concept-bob"]["error"]
+    assert outcomes["concept-alice"]["event"] == "staged"
+    assert not watch.of("retrying")
+    assert read_staged(RegistryPlaces(url)("concept-alice"))[0] == undisturbed["alice"]
