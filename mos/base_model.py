@@ -16,7 +16,7 @@ from mos.errors import BadInputError, NotFoundError
 from mos.facts import BaseFacts, EncoderFacts
 from mos.layers import attention_linears, canonical_name, cross_attention_names, linear_weight
 
-__all__ = ["BaseFacts", "BaseModel", "EncoderFacts", "assemble", "fingerprint", "load_base"]
+__all__ = ["BaseFacts", "BaseModel", "EncoderFacts", "assemble", "base_resolution", "fingerprint", "load_base"]
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -141,6 +141,23 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"{name}:{list(weight.shape)}:float16;".encode())
         digest.update(weight.to("cpu", torch.float16).contiguous().numpy().data)
     return digest.hexdigest()
+
+
+def base_resolution(path_or_id: str | Path | None = None) -> int:
+    """Return the side in pixels of a base's pictures, from its configuration alone.
+
+    Raises:
+        NotFoundError: If there is nothing at that path or id.
+        BadInputError: If it is not a base in the diffusers layout.
+    """
+    source = Path(_locate(path_or_id))
+    _read_index(str(source))
+    try:
+        unet = json.loads((source / "unet" / "config.json").read_text(encoding="utf-8"))
+        vae = json.loads((source / "vae" / "config.json").read_text(encoding="utf-8"))
+        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BadInputError(f"{source}: its configuration cannot be read ({type(error).__name__}: {error})") from error
 
 
 def _locate(path_or_id: str | Path | None) -> str:

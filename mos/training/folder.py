@@ -25,11 +25,15 @@ _DUPLICATE_LEVELS = 6.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FolderItem:
-    """One picture of a folder; ``cause`` is empty where it is used and says why where it is refused."""
+    """One picture of a folder; ``cause`` is empty where it is used and says why where it is refused.
+
+    ``size`` is (width, height) upright, before it was shrunk to the base's resolution.
+    """
 
     name: str
     cause: str = ""
     notes: tuple[str, ...] = ()
+    size: tuple[int, int] = (0, 0)
     pixels: Pixels | None = field(default=None, repr=False)
     mask: Pixels | None = field(default=None, repr=False)
     caption: str = TOKEN
@@ -111,6 +115,7 @@ def _read_item(directory: Path, path: Path, resolution: int) -> FolderItem:
     return FolderItem(
         name=name,
         notes=tuple(notes),
+        size=(width, height),
         pixels=_shrunk(opened.pixels, resolution, Image.Resampling.LANCZOS),
         mask=None if mask is None else _shrunk(mask, resolution, Image.Resampling.BOX),
         caption=caption,

@@ -51,7 +51,7 @@ def open_picture(path: Path, *, min_side: int = 32) -> OpenedPicture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path, formats=_readable_formats()) as image:
                 _check_size(path, image.size, min_side)
                 _note_oddities(path, image, notes)
                 upright = ImageOps.exif_transpose(image)
@@ -89,6 +89,12 @@ def open_mask(path: Path, size: tuple[int, int]) -> Pixels:
     if not mask.any():
         raise DataError(f"{path.name}: the mask is empty (nothing is white); draw it again or remove it")
     return mask
+
+
+def _readable_formats() -> list[str]:
+    """The formats this Pillow was built with, of those accepted."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _check_file(path: Path) -> None:

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from mos.base_model import BaseFacts, fingerprint, load_base
+from mos.base_model import BaseFacts, base_resolution, fingerprint, load_base
 from mos.errors import BadInputError, NotFoundError
 from mos.random_base import random_base
 
@@ -28,6 +28,7 @@ def test_a_saved_base_loads_with_the_same_fingerprint_and_facts(tmp_path, tiny_b
     loaded = load_base(tmp_path)
     assert loaded.facts.fingerprint == tiny_base.facts.fingerprint
     assert loaded.facts.linear_shapes == tiny_base.facts.linear_shapes
+    assert base_resolution(tmp_path) == tiny_base.facts.resolution == 32
     assert loaded.facts.encoders == tiny_base.facts.encoders
     assert not any(parameter.requires_grad for parameter in loaded.unet.parameters())
 
