@@ -155,7 +155,8 @@ def base_resolution(path_or_id: str | Path | None = None) -> int:
     try:
         unet = json.loads((source / "unet" / "config.json").read_text(encoding="utf-8"))
         vae = json.loads((source / "vae" / "config.json").read_text(encoding="utf-8"))
-        return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+        factor: int = 2 ** (len(vae["block_out_channels"]) - 1)
+        return int(unet["sample_size"]) * factor
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(f"{source}: its configuration cannot be read ({type(error).__name__}: {error})") from error
 

@@ -23,7 +23,8 @@ def test_a_good_folder_is_listed_with_a_sheet(tmp_path: Path) -> None:
     assert "used     a.png  96x64" in result.output
     assert "nearly the same: a.png and b.png" in result.output
     assert "2 pictures found, 2 will be used" in result.output
-    assert Image.open(sheet).format == "PNG"
+    with Image.open(sheet) as image:
+        assert image.format == "PNG"
 
 
 def test_a_refused_picture_is_named_and_ends_with_bad_input(tmp_path: Path) -> None:
