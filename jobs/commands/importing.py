@@ -62,9 +62,7 @@ def command(
     if not 0 < abs(scale) <= 100:
         raise UsageError(f"--scale {scale}: expected a number other than 0, at most 100")
     name = check_name(name or _name_of(files[0]), "--name")
-    options = ImportOptions(
-        name=name, class_word=class_word, kind=kind, trigger=trigger, title=title or name, scale=scale
-    )
+    options = ImportOptions(name=name, class_word=class_word, kind=kind, trigger=trigger, title=title, scale=scale)
     model = open_base(base)
     edlora, report = import_concept(files, model, options)
     if strict and report.unmatched:

@@ -212,7 +212,7 @@ def _assemble(
         words=own_words(words, options.name),
         class_word=class_word,
         kind=options.kind or "object",
-        base_name=base.facts.name,
+        base_name=own_card.get("base_name", base.facts.name),
         family=base.facts.family,
         base_fingerprint=dict(base.facts.fingerprint),
         rank=rank,
@@ -304,6 +304,7 @@ def _own_card(files: Sequence[ForeignFile], facts: BaseFacts) -> dict[str, Any]:
                     "words": tuple(str(word) for word in json.loads(metadata["mos.words"])),
                     "class_word": metadata["mos.class_word"],
                     "kind": metadata["mos.kind"],
+                    "base_name": metadata["mos.base_name"],
                     "title": metadata.get("mos.title", metadata.get("modelspec.title", "")),
                     "seed": int(metadata["mos.seed"]),
                     "recipe": {str(key): str(value) for key, value in json.loads(metadata["mos.recipe"]).items()},
@@ -318,5 +319,5 @@ def _completed(options: ImportOptions, own_card: Mapping[str, Any]) -> ImportOpt
         options,
         class_word=options.class_word or own_card.get("class_word"),
         kind=options.kind or own_card.get("kind"),
-        title=options.title or own_card.get("title", ""),
+        title=options.title or own_card.get("title", options.name),
     )

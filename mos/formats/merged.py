@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from torch import Tensor, nn
 
 from mos.base_model import BaseModel
@@ -112,7 +117,11 @@ def _concept_table(adapter: Adapter, layers: int, first: int) -> dict[str, Any]:
 
 
 def _pipeline(base: BaseModel, parts: Mapping[str, Any], tokenizers: Mapping[str, Any]) -> DiffusionPipeline:
-    shared = {"vae": copy.deepcopy(base.vae), "unet": parts["unet"], "scheduler": base.scheduler}
+    shared = {
+        "vae": copy.deepcopy(base.vae),
+        "unet": parts["unet"],
+        "scheduler": DPMSolverMultistepScheduler.from_config(base.scheduler.config),
+    }
     if base.facts.family == "sdxl":
         return StableDiffusionXLPipeline(
             text_encoder=parts["text_encoder"],
