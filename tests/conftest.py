@@ -15,6 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail instead of skipping when a dependency is missing",
     )
+    parser.addoption("--registry-runs", default=200, help="runs of the registry's state machine")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -64,7 +64,9 @@ class DirectoryStore:
     def get(self, key: str) -> bytes:
         """The whole object; see `ObjectStore.get`."""
         with _translated(self._name(key), missing=f"{self._name(key)}: no such object"):
-            descriptor = os.open(self._path(key), os.O_RDONLY | os.O_NOFOLLOW)
+            path = self._path(key)
+            self._refuse_links(path.parent)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             with os.fdopen(descriptor, "rb") as file:
                 return file.read()
 
@@ -83,6 +85,7 @@ class DirectoryStore:
             raise BadInputError(f"listing {prefix!r}: expected a prefix that ends in /")
         folder = self._path(prefix.rstrip("/")) if prefix else self._root
         with _translated(self._name(prefix or ".")):
+            self._refuse_links(folder)
             yield from _walk(folder, prefix, after)
 
     def delete(self, key: str) -> None:
@@ -132,7 +135,7 @@ class DirectoryStore:
         return f"{self._root}/{key}"
 
     def _refuse_links(self, folder: Path) -> None:
-        """Refuse to write below a folder that a symbolic link leads out of the registry."""
+        """Refuse to go into a folder that a symbolic link leads out of the registry."""
         if not folder.resolve().is_relative_to(self._root.resolve()):
             raise NotAllowedError(f"{folder}: a symbolic link leads out of the registry; remove it")
 

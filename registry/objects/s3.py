@@ -33,16 +33,20 @@ _CONFLICT = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
 class S3Store:
     """Objects of one bucket below one prefix; implements `ObjectStore`. Safe to share between threads."""
 
-    def __init__(self, bucket: str, prefix: str, *, max_attempts: int = 5, timeout_s: float = 30.0) -> None:
+    def __init__(
+        self, bucket: str, prefix: str, *, max_attempts: int = 5, timeout_s: float = 30.0, page_size: int = 1000
+    ) -> None:
         """Connect; nothing is asked of the server yet.
 
         Args:
             bucket: Name of a bucket that exists.
             prefix: Where the registry begins in it, without slashes at the ends; may be empty.
             max_attempts: How often one request is tried.
+            page_size: How many objects one page of a listing asks for.
             timeout_s: How long one try waits for a connection and for each answer, in seconds.
         """
         self._bucket = bucket
+        self._page_size = page_size
         self._prefix = f"{check_key(prefix)}/" if prefix else ""
         config = Config(
             signature_version="s3v4",
@@ -96,8 +100,12 @@ class S3Store:
         return Stored(key, answer["ContentLength"], answer["LastModified"].timestamp())
 
     def list(self, prefix: str, after: str = "") -> Iterator[Stored]:
-        """Objects below `prefix` after `after`, by key, a page of a thousand at a time."""
-        arguments: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix + prefix}
+        """Objects below `prefix` after `after`, by key, a page at a time."""
+        arguments: dict[str, Any] = {
+            "Bucket": self._bucket,
+            "Prefix": self._prefix + prefix,
+            "MaxKeys": self._page_size,
+        }
         if after:
             arguments["StartAfter"] = self._prefix + after
         while True:

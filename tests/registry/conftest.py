@@ -1,14 +1,15 @@
 """A registry in a directory, owners with keys, and small true artifacts to publish."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from mos.artifact import ArtifactCard, EDLoRA, write_artifact
+from mos.artifact import write_artifact
 from mos.facts import BaseFacts
 from registry.client import Registry
 from registry.home import Home
+from registry.ulid import new_ulid
 from tests.registry.world import Clock, make_edlora, tiny_facts
 
 
@@ -32,6 +33,26 @@ def registry(tmp_path: Path, home: Home, clock: Clock) -> Registry:
     return Registry.open(tmp_path / "shelf", create=True, home=home, clock=clock)
 
 
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """moto's server; the standard AWS chain finds it and its credentials in the environment."""
+    from tests.servers.moto_server import make_bucket, moto_server
+
+    with pytest.MonkeyPatch.context() as patch, moto_server() as endpoint:
+        patch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        make_bucket(endpoint, "shelf")
+        yield endpoint
+
+
+@pytest.fixture
+def s3_url(s3_endpoint: str) -> str:
+    """A fresh prefix on the S3 server."""
+    return f"s3://shelf/{new_ulid()}"
+
+
 @pytest.fixture
 def artifact(tmp_path: Path, facts: BaseFacts) -> Callable[..., Path]:
     """Write an artifact; `artifact(name, seed=..., **card)`."""
@@ -42,6 +63,3 @@ def artifact(tmp_path: Path, facts: BaseFacts) -> Callable[..., Path]:
         return path
 
     return write
-
-
-__all__ = ["ArtifactCard", "EDLoRA"]
