@@ -212,7 +212,7 @@ class Registry:
         terms = Licence.named(licence or DEFAULT_LICENCE) if isinstance(licence, str) else licence
         lineage: tuple[Source, ...] = ()
         if package.kind == "fusion":
-            lineage, terms = self._lineage(Path(path), allow_unlisted)
+            lineage, terms = self._lineage(package.sources, allow_unlisted)
         return self.publish_package(package, ref, key, run_id, terms, details, lineage=lineage, grant=grant).ref
 
     def publish_package(
@@ -334,14 +334,11 @@ class Registry:
         """The private objects of a run: checkpoints and staged artifacts."""
         return ObjectPrefix.of_run(self._shelf.store, run_id)
 
-    def _lineage(self, folder: Path, allow_unlisted: bool) -> tuple[tuple[Source, ...], Licence]:
+    def _lineage(self, refs: Sequence[ConceptRef], allow_unlisted: bool) -> tuple[tuple[Source, ...], Licence]:
         """The sources of a fused model, resolved again, and the terms that follow from them."""
-        from mos.fusion.model import read_fused
-
-        refs = [ConceptRef.parse(words.ref) for words in read_fused(folder, None).adapter.vocabulary]
         unpinned = next((ref for ref in refs if ref.version is None), None)
         if unpinned is not None:
-            raise BadInputError(f"{folder}: made from {unpinned}, which names no version; fuse from the registry")
+            raise BadInputError(f"fused from {unpinned}, which names no version; fuse from the registry")
         found = [self.resolve(ref, allow_unlisted=allow_unlisted) for ref in refs]
         sources = tuple(
             Source(ref=one.ref, manifest_sha256=one.manifest_sha256, weights_sha256=one.manifest.weights.sha256)

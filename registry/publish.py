@@ -68,6 +68,7 @@ def publish(
     version = 1
     for ref, found in _published(shelf, concept):
         if found is not None and found.manifest.run_id == draft.run_id:
+            _mend(shelf, found, files, clock())
             return Publication(ref, found.sha256, is_new=False)
         version = (ref.version or 0) + 1
     now = clock()
@@ -75,6 +76,17 @@ def publish(
         ensure_blob(shelf.store, blob_key(concept.owner, sha256), data, now)
     _leave_hint(shelf.store, concept)
     return _commit(shelf.store, replace(draft, ref=concept), version, key)
+
+
+def _mend(shelf: Shelf, found: SignedManifest, files: dict[str, bytes], now_s: float) -> None:
+    """See to it that the files of a version published before are whole, unless they were deleted for good."""
+    ref = found.manifest.ref
+    if any(item.event.action == "delete" for item in shelf.events(ref)[0]):
+        return
+    for entry in found.manifest.files:
+        if entry.sha256 in files:
+            ensure_blob(shelf.store, blob_key(ref.owner, entry.sha256), files[entry.sha256], now_s)
+    _leave_hint(shelf.store, ref)
 
 
 def _commit(store: ObjectStore, draft: Manifest, version: int, key: SigningKey) -> Publication:

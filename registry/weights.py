@@ -4,10 +4,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from mos.errors import BadInputError, CheckFailedError, MosError, NotFoundError
-from registry.documents import parse_json
+from mos.concept import ConceptRef
+from mos.errors import CheckFailedError, MosError, NotFoundError
 from registry.manifest import Manifest
 from registry.records import Limits
 from registry.row import base_key
@@ -36,6 +36,7 @@ class Package:
         rank: Of its updates.
         recipe: How it was made.
         title: One line for people.
+        sources: The concepts a fusion was made of.
     """
 
     kind: Literal["concept", "fusion"]
@@ -49,6 +50,7 @@ class Package:
     rank: int = 0
     recipe: Mapping[str, str]
     title: str = ""
+    sources: tuple[ConceptRef, ...] = ()
 
 
 def read_package(path: Path) -> Package:
@@ -125,8 +127,8 @@ class WeightsCheck:
         (folder / FUSED_REPORT).write_bytes(files["report"])
         facts = self._bases.get(base_key(manifest.base_fingerprint))
         model = read_fused(folder, facts)
-        named = {words.ref for words in model.adapter.vocabulary}
-        _check_same("sources", {str(source.ref) for source in manifest.lineage}, named)
+        _check_same("sources", [str(one.ref) for one in manifest.lineage], [one.ref for one in model.sources])
+        _check_same("base", manifest.base_fingerprint, dict(model.base_fingerprint))
         return ("artifact", "lineage") if facts is None else ("artifact", "lineage", "base")
 
 
@@ -134,28 +136,16 @@ def _read_fusion(path: Path) -> Package:
     from mos.fusion.model import read_fused
 
     model = read_fused(path, None)
-    report = (path / FUSED_REPORT).read_bytes()
-    document = parse_json(report, str(path / FUSED_REPORT))
     return Package(
         kind="fusion",
-        files={"weights": (path / FUSED_WEIGHTS).read_bytes(), "report": report},
+        files={"weights": (path / FUSED_WEIGHTS).read_bytes(), "report": (path / FUSED_REPORT).read_bytes()},
+        base_name=model.base_name,
+        base_family="",
+        base_fingerprint=dict(model.base_fingerprint),
+        rank=max((pair.rank for pairs in model.adapter.linears.values() for pair in pairs.values()), default=0),
         recipe={},
-        rank=max(
-            (pair.down.shape[0] for pairs in model.adapter.linears.values() for pair in pairs.values()), default=0
-        ),
-        **_fusion_base(document, path),
+        sources=tuple(ConceptRef.parse(source.ref) for source in model.sources),
     )
-
-
-def _fusion_base(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    base = document.get("base")
-    if not isinstance(base, dict) or not isinstance(base.get("fingerprint"), dict):
-        raise BadInputError(f"{path / FUSED_REPORT}: does not name its base; fuse again")
-    return {
-        "base_name": str(base.get("name", "")),
-        "base_family": str(base.get("family", "")),
-        "base_fingerprint": {str(key): str(value) for key, value in base["fingerprint"].items()},
-    }
 
 
 def _recipe(card: "ArtifactCard") -> dict[str, str]:

@@ -20,8 +20,8 @@ from typing import Any
 import pyarrow.parquet  # noqa: F401 - before the forks, which then start in a moment
 
 from mos.concept import ConceptRef
+from mos.errors import NotFoundError
 from registry.client import Details, Registry
-from registry.errors import ObjectMissingError
 from registry.indexer import Indexer
 from registry.reading import readable_manifest
 from registry.row import Row, State
@@ -54,7 +54,9 @@ def open_registry(folder: Path, *, create: bool = False) -> Registry:
     return Registry.open(folder / "shelf", create=create, home=folder / "home")
 
 
-def publish(registry: Registry, run_id: str = "run-2", weights: bytes = WEIGHTS, concept: ConceptRef = CAT) -> ConceptRef:
+def publish(
+    registry: Registry, run_id: str = "run-2", weights: bytes = WEIGHTS, concept: ConceptRef = CAT
+) -> ConceptRef:
     """Publish one version."""
     package = make_package(concept.name, content=weights)
     key = registry.home.owner_key(concept.owner)
@@ -96,10 +98,9 @@ def inspect(registry: Registry) -> None:
     for row in registry.shelf.catalogue().owner("alice"):
         try:
             found = registry.resolve(row.ref, allow_unlisted=True)
-        except ObjectMissingError:
-            raise
-        except Exception as error:
-            assert "deleted" in str(error), error
+        except NotFoundError as error:
+            if "deleted" not in str(error):
+                raise
         else:
             registry.pull(found)
 

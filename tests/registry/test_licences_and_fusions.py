@@ -1,0 +1,140 @@
+"""Terms and consent through fusion, lineage, and what a deletion touches; with a true fused model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mos.artifact import read_artifact
+from mos.concept import ConceptRef
+from mos.errors import BadInputError, NotFoundError
+from mos.facts import BaseFacts
+from mos.fusion.config import FusionConfig
+from mos.fusion.model import FusedModel, SourceRecord, read_fused, write_fused
+from mos.fusion.source import FusionSource
+from registry.client import Registry
+from registry.errors import LicenceError
+from registry.licence import Licence, Person, check_fusable, combined
+
+A, B = ConceptRef("alice", "robot", 1), ConceptRef("bob", "cat", 1)
+
+
+def test_a_fused_model_carries_the_most_restrictive_terms():
+    ann = Person(label="Ann", consent_sha256="a" * 64)
+    terms = combined(
+        {
+            A: Licence.named("cc-by-4.0", credit=["Alice"], persons=[ann]),
+            B: Licence.named("cc-by-nc-4.0"),
+        }
+    )
+    assert (terms.name, terms.commercial_use, terms.derivatives) == ("mixed", False, True)
+    assert terms.credit == ("Alice", "bob/cat@1 by bob")
+    assert terms.persons == (ann,)
+    assert combined({A: Licence.named("cc0-1.0"), B: Licence.named("cc0-1.0")}).name == "cc0-1.0"
+
+
+def test_what_forbids_merging_is_not_merged():
+    with pytest.raises(LicenceError, match=r"bob/cat@1: its licence cc-by-nd-4\.0 forbids merging"):
+        check_fusable({A: Licence.named("cc-by-4.0"), B: Licence.named("cc-by-nd-4.0")})
+    unasked = Licence.named("cc-by-4.0", persons=[Person(label="Ann", consent_sha256=None)])
+    with pytest.raises(LicenceError, match="without recorded consent"):
+        check_fusable({A: unasked})
+    with pytest.raises(BadInputError):
+        combined({})
+
+
+@pytest.fixture
+def fused(registry: Registry, artifact: Callable[..., Path], facts: BaseFacts, tmp_path: Path) -> Path:
+    """Two concepts published and listed, and a fused model of them."""
+    licences = {A: "cc-by-4.0", B: "cc-by-nc-4.0"}
+    sources = []
+    for ref, licence in licences.items():
+        key = registry.new_owner(ref.owner)
+        path = artifact(ref.name, seed=len(sources))
+        made = registry.publish(path, ref, key=key, run_id="run-1", licence=licence)
+        assert made == ref
+        sources.append(FusionSource(ref=ref, edlora=read_artifact(path, facts)))
+    registry.index(bases=[facts])
+    model = FusedModel(
+        adapter=sources[0].edlora.adapter(A),
+        sources=tuple(SourceRecord.of(source) for source in sources),
+        config=FusionConfig(),
+        base_name=facts.name,
+        base_fingerprint=dict(facts.fingerprint),
+        report={},
+    )
+    return write_fused(model, tmp_path / "fused")
+
+
+TRIO = ConceptRef("carol", "trio")
+
+
+def test_a_fusion_is_published_with_its_lineage_and_pulled_again(registry: Registry, fused: Path, facts: BaseFacts):
+    ref = registry.publish(fused, TRIO, key=registry.new_owner("carol"), run_id="fuse-1", licence="cc0-1.0")
+    report = registry.index(bases=[facts])
+    assert report.states == {"listed": 1}
+    found = registry.resolve(ref)
+    assert [str(source.ref) for source in found.manifest.lineage] == ["alice/robot@1", "bob/cat@1"]
+    assert (found.manifest.licence.name, found.manifest.licence.commercial_use) == ("mixed", False)
+    assert found.checks[-3:] == ("artifact", "lineage", "base")
+    pulled = registry.pull(ref)
+    assert read_fused(pulled, facts).words == ("<alice-robot>",)
+    for name in ("fused.safetensors", "fused.json"):
+        assert (pulled / name).read_bytes() == (fused / name).read_bytes()
+
+
+def test_withdrawn_consent_removes_the_bytes_and_names_the_fusions(registry: Registry, fused: Path):
+    carol = registry.new_owner("carol")
+    registry.publish(fused, TRIO, key=carol, run_id="fuse-1")
+    registry.index()
+    assert [str(row.ref) for row in registry.affected(ConceptRef("alice", "robot"))] == ["carol/trio@1"]
+    assert registry.affected(ConceptRef("alice", "robot", 2)) == []
+    registry.withdraw(A, "delete", registry.home.owner_key("alice"), "consent withdrawn")
+    assert not list(registry.shelf.store.list("users/alice/blobs/"))
+    registry.index()
+    row = registry.shelf.catalogue().version(A)
+    assert row is not None
+    assert (row.state, row.title, row.search_text, row.reason) == ("deleted", "", "", "consent withdrawn")
+    with pytest.raises(NotFoundError, match="consent withdrawn"):
+        registry.resolve(A)
+    assert [str(row.ref) for row in registry.affected(A)] == ["carol/trio@1"]
+
+
+def test_a_fusion_of_something_no_longer_there_is_not_published(registry: Registry, fused: Path):
+    registry.withdraw(A, "delete", registry.home.owner_key("alice"), "consent withdrawn")
+    with pytest.raises(NotFoundError, match="consent withdrawn"):
+        registry.publish(fused, TRIO, key=registry.new_owner("carol"), run_id="fuse-1")
+    assert registry.shelf.versions(TRIO) == []
+
+
+def test_a_fusion_is_refused_when_a_source_changes_its_mind_to_forbid_merging(
+    registry: Registry, artifact: Callable[..., Path], facts: BaseFacts, tmp_path: Path
+):
+    key = registry.new_owner("alice")
+    path = artifact("robot")
+    registry.publish(path, A, key=key, run_id="run-1", licence="cc-by-nd-4.0")
+    registry.index(bases=[facts])
+    source = FusionSource(ref=A, edlora=read_artifact(path, facts))
+    model = FusedModel(
+        adapter=source.edlora.adapter(A),
+        sources=(SourceRecord.of(source),),
+        config=FusionConfig(),
+        base_name=facts.name,
+        base_fingerprint=dict(facts.fingerprint),
+        report={},
+    )
+    with pytest.raises(LicenceError, match="forbids merging"):
+        registry.publish(write_fused(model, tmp_path / "nd"), TRIO, key=registry.new_owner("carol"), run_id="fuse-1")
+
+
+def test_bytes_that_another_version_shares_are_not_pulled_from_under_it(
+    registry: Registry, artifact: Callable[..., Path]
+):
+    key = registry.new_owner("alice")
+    path = artifact("robot")
+    registry.publish(path, A, key=key, run_id="run-1")
+    registry.publish(path, A, key=key, run_id="run-2")
+    with pytest.raises(Exception, match="shares a file with alice/robot@2"):
+        registry.withdraw(A, "delete", key)
+    assert len(registry.withdraw(ConceptRef("alice", "robot"), "delete", key)) == 2
+    assert not list(registry.shelf.store.list("users/alice/blobs/"))
