@@ -41,14 +41,12 @@ class SerialExecutor:
         return (record_stage(stage, self._base, source, upstream, self._config) for source in sources)
 
     def solve(self, stage: Stage, problems: Sequence[SiteProblem]) -> list[SiteSolution]:
-        """Solve in this process."""
+        """Solve in this process, where the base lives."""
         del stage
-        return solve_stage(problems, self._config)
+        return solve_stage(problems, self._config, device=self._base.device.type)
 
 
-def solve_stage(
-    problems: Sequence[SiteProblem], config: FusionConfig, *, device: str | None = None
-) -> list[SiteSolution]:
+def solve_stage(problems: Sequence[SiteProblem], config: FusionConfig, *, device: str = "cpu") -> list[SiteSolution]:
     """Solve some sites of a stage as the config says, on its number of threads."""
     with fixed_threads(config.threads):
-        return solve_sites(problems, solver=config.solver, history=config.history, device=device or "cpu")
+        return solve_sites(problems, solver=config.solver, history=config.history, device=device)

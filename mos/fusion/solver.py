@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,7 +32,36 @@ RANK_TOLERANCE = 1e-12
 CONVERGENCE_STEPS = 50
 """Far more steps than the preconditioned solver ever needs; it stops by itself."""
 
-Batch = list[tuple[SiteProblem, dict[str, ReducedLinear]]]
+
+@dataclass(frozen=True, kw_only=True)
+class _Item:
+    """Linears of one site with equal ranks, in coordinates where the quadratic term is positive definite.
+
+    Attributes:
+        problem: The site.
+        part: The linears, on orthonormal bases of their updates.
+        matrix: A, [k, k].
+        lift: Back to the full width: Y = Z lift^T, [in, k]; None where nothing was reduced.
+        first_step: LBFGS's first step of each linear, [linears].
+    """
+
+    problem: SiteProblem
+    part: dict[str, ReducedLinear]
+    matrix: Tensor
+    lift: Tensor | None
+    first_step: Tensor
+
+    @property
+    def targets(self) -> Tensor:
+        """C of each linear, [linears, rank, k]."""
+        full = torch.stack([item.target for item in self.part.values()])
+        return full if self.lift is None else full @ self.lift
+
+    @property
+    def scales(self) -> Tensor:
+        """1 / (rows * out) of each linear: the paper's loss is a mean."""
+        sizes = [self.problem.num_rows * len(item.basis) for item in self.part.values()]
+        return 1.0 / torch.tensor(sizes, dtype=torch.float64)
 
 
 def solve_sites(
@@ -53,20 +83,17 @@ def solve_sites(
     Raises:
         FusionError: If a problem or its solution is not finite; names the site or linear.
     """
-    solve = _SOLVERS[solver]
-    groups: dict[tuple[int, ...], Batch] = defaultdict(list)
+    groups: dict[tuple[int, ...], list[_Item]] = defaultdict(list)
     for problem in problems:
         check_problem(problem)
-        reduced = {name: reduce_linear(linear) for name, linear in problem.linears.items()}
-        shapes = sorted((item.target.shape[0], name) for name, item in reduced.items())
-        for rank in sorted({rank for rank, _ in shapes}):
-            part = {name: reduced[name] for other, name in shapes if other == rank}
-            groups[problem.matrix.shape[0], rank, len(part), problem.steps].append((problem, part))
+        for item in _items(problem, torch.device(device)):
+            ranks = {linear.target.shape[0] for linear in item.part.values()}
+            groups[len(item.matrix), *ranks, len(item.part), problem.steps].append(item)
     found: dict[str, dict[str, LinearSolution]] = defaultdict(dict)
     for (width, rank, num_linears, _), group in groups.items():
-        for batch in _batches(group, width * rank * num_linears * 8 * 2 * (history + history // 2)):
-            for (problem, part), rows in zip(batch, solve(batch, history, torch.device(device)), strict=True):
-                found[problem.site] |= _solutions(part, rows)
+        for batch in _batches(group, width * rank * num_linears * 8 * 4 * history):
+            for item, rows in zip(batch, _SOLVERS[solver](batch, history), strict=True):
+                found[item.problem.site] |= _solutions(item, rows)
     return [_site_solution(problem, found[problem.site]) for problem in problems]
 
 
@@ -91,113 +118,110 @@ def site_cost(problem: SiteProblem) -> float:
     return float(problem.matrix.shape[0]) ** 3
 
 
-def _batches(group: Batch, bytes_each: int) -> list[Batch]:
+def _items(problem: SiteProblem, device: torch.device) -> list[_Item]:
+    """Split a site by the rank of its linears and reduce it to the range of its matrix."""
+    reduced = {name: reduce_linear(linear) for name, linear in problem.linears.items()}
+    matrix, lift = _positive_definite(tensor_of(problem.matrix).to(device))
+    items = []
+    for rank in sorted({item.target.shape[0] for item in reduced.values()}):
+        part = {name: item for name, item in reduced.items() if item.target.shape[0] == rank}
+        first = _first_steps(problem, part)
+        items.append(
+            _Item(
+                problem=problem,
+                part={
+                    name: ReducedLinear(basis=item.basis, target=item.target.to(device)) for name, item in part.items()
+                },
+                matrix=matrix,
+                lift=lift,
+                first_step=first.to(device),
+            )
+        )
+    return items
+
+
+def _positive_definite(matrix: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A itself where it is well conditioned, else A on its range: the dual form, as small as A's numerical rank.
+
+    Rounding leaves a singular Gram matrix with slightly negative eigenvalues, along which LBFGS would run away. Rows
+    repeat across layers and prompts, so the rank is read from the spectrum, never from the number of rows.
+    """
+    triangle: Tensor
+    triangle, failed = torch.linalg.cholesky_ex(matrix)
+    pivots = triangle.diagonal()
+    if not int(failed) and float(pivots.max()) ** 2 <= LARGEST_CONDITION * float(pivots.min()) ** 2:
+        return matrix, None
+    values, vectors = torch.linalg.eigh(matrix)
+    kept = values > RANK_TOLERANCE * values[-1].clamp_min(torch.finfo(values.dtype).tiny)
+    return torch.diag(values[kept]), vectors[:, kept].contiguous()
+
+
+def _first_steps(problem: SiteProblem, part: dict[str, ReducedLinear]) -> Tensor:
+    """min(1, 1 / |gradient|_1) of the full form, as torch.optim.LBFGS takes its first step."""
+    gradients = [
+        2 * float((item.basis @ item.target).abs().sum()) / (problem.num_rows * len(item.basis))
+        for item in part.values()
+    ]
+    return torch.tensor([min(1.0, 1 / gradient) if gradient > 0 else 1.0 for gradient in gradients]).double()
+
+
+def _batches(group: list[_Item], bytes_each: int) -> list[list[_Item]]:
     size = max(1, WORKSPACE_BYTES // max(bytes_each, 1))
     return [group[start : start + size] for start in range(0, len(group), size)]
 
 
-def _solutions(part: dict[str, ReducedLinear], rows: Tensor) -> dict[str, LinearSolution]:
+def _solutions(item: _Item, rows: Tensor) -> dict[str, LinearSolution]:
+    full = rows if item.lift is None else rows @ item.lift.T
     return {
-        name: LinearSolution(up=item.basis.numpy(), down=row.cpu().numpy())
-        for (name, item), row in zip(part.items(), rows, strict=True)
+        name: LinearSolution(up=linear.basis.numpy(), down=row.cpu().numpy())
+        for (name, linear), row in zip(item.part.items(), full, strict=True)
     }
 
 
 def _site_solution(problem: SiteProblem, linears: dict[str, LinearSolution]) -> SiteSolution:
     for name, linear in linears.items():
         if not np.isfinite(linear.down).all():
-            raise FusionError(f"{name}: the solution is not finite; use a larger ridge or the solver lbfgs")
+            raise FusionError(f"{name}: the solution is not finite; use a larger ridge or the solver exact")
     return SiteSolution(site=problem.site, linears={name: linears[name] for name in problem.linears})
 
 
-def _solve_lbfgs(batch: Batch, history: int, device: torch.device) -> Sequence[Tensor]:
-    matrices, targets = _stack(batch, device)
-    scales = torch.tensor(
-        [[1.0 / (problem.num_rows * len(item.basis)) for item in part.values()] for problem, part in batch],
-        dtype=torch.float64,
-        device=device,
+def _solve_lbfgs(batch: list[_Item], history: int) -> Sequence[Tensor]:
+    matrices = torch.stack([item.matrix for item in batch])
+    problems = Quadratics(
+        matrices=matrices,
+        targets=torch.stack([item.targets for item in batch]),
+        scales=torch.stack([item.scales for item in batch]).to(matrices.device),
     )
-    problems = Quadratics(matrices=matrices, targets=targets, scales=scales)
-    first = _first_steps(batch, scales)
-    return list(minimise(problems, first_step=first, steps=batch[0][0].steps, history=history))
+    first = torch.stack([item.first_step for item in batch])
+    return list(minimise(problems, first_step=first, steps=batch[0].problem.steps, history=history))
 
 
-def _first_steps(batch: Batch, scales: Tensor) -> Tensor:
-    """min(1, 1 / |gradient|_1) of the full form, as torch.optim.LBFGS takes its first step."""
-    sums = [[float((item.basis @ item.target).abs().sum()) for item in part.values()] for _, part in batch]
-    gradients = 2 * scales * scales.new_tensor(sums)
-    return torch.minimum(torch.ones_like(gradients), 1 / gradients.clamp_min(torch.finfo(gradients.dtype).tiny))
-
-
-def _solve_preconditioned(batch: Batch, history: int, device: torch.device) -> Sequence[Tensor]:
-    """LBFGS in coordinates where A is the identity, on the part of the space where A is not zero."""
+def _solve_preconditioned(batch: list[_Item], history: int) -> Sequence[Tensor]:
+    """LBFGS in coordinates where A is the identity."""
     results = []
-    for problem, part in batch:
-        unwhiten = _whitening(tensor_of(problem.matrix).to(device))
-        targets = torch.stack([item.target for item in part.values()]).to(device) @ unwhiten
-        identity = torch.eye(unwhiten.shape[1], dtype=torch.float64, device=device)
-        ones = torch.ones(1, len(part), dtype=torch.float64, device=device)
-        whitened = Quadratics(matrices=identity[None], targets=targets[None], scales=ones)
+    for item in batch:
+        identity = torch.eye(len(item.matrix), dtype=torch.float64, device=item.matrix.device)
+        triangle = torch.linalg.cholesky(item.matrix)
+        unwhiten = torch.linalg.solve_triangular(triangle, identity, upper=False).T
+        ones = torch.ones(1, len(item.part), dtype=torch.float64, device=item.matrix.device)
+        whitened = Quadratics(matrices=identity[None], targets=(item.targets @ unwhiten)[None], scales=ones)
         rows = minimise(whitened, first_step=ones, steps=CONVERGENCE_STEPS, history=history)[0]
         results.append(rows @ unwhiten.T)
     return results
 
 
-def _solve_exact(batch: Batch, history: int, device: torch.device) -> Sequence[Tensor]:
-    """Y = C A^+: by Cholesky where A is well conditioned, else in the range of A."""
+def _solve_exact(batch: list[_Item], history: int) -> Sequence[Tensor]:
+    """Y = C A^-1 by Cholesky."""
     del history
     results = []
-    for problem, part in batch:
-        matrix = tensor_of(problem.matrix).to(device)
-        targets = torch.stack([item.target for item in part.values()]).to(device)
-        triangle = _cholesky(matrix)
-        if triangle is None:
-            unwhiten = _range_whitening(matrix)
-            results.append(targets @ unwhiten @ unwhiten.T)
-        else:
-            rows = targets.reshape(-1, matrix.shape[0])
-            results.append(torch.cholesky_solve(rows.T, triangle).T.reshape(targets.shape))
+    for item in batch:
+        targets = item.targets
+        triangle = torch.linalg.cholesky(item.matrix)
+        results.append(torch.cholesky_solve(targets.flatten(0, 1).T, triangle).T.reshape(targets.shape))
     return results
 
 
-def _whitening(matrix: Tensor) -> Tensor:
-    """W [in, k] with W^T A W = I, such that the minimum nearest zero is Y = Z W^T."""
-    triangle = _cholesky(matrix)
-    if triangle is None:
-        return _range_whitening(matrix)
-    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    inverse: Tensor = torch.linalg.solve_triangular(triangle, identity, upper=False)
-    return inverse.T
-
-
-def _cholesky(matrix: Tensor) -> Tensor | None:
-    """The Cholesky factor, or None where A is too ill-conditioned to be solved through it."""
-    triangle: Tensor
-    triangle, failed = torch.linalg.cholesky_ex(matrix)
-    pivots = triangle.diagonal()
-    if int(failed) or float(pivots.max()) ** 2 > LARGEST_CONDITION * float(pivots.min()) ** 2:
-        return None
-    return triangle
-
-
-def _range_whitening(matrix: Tensor) -> Tensor:
-    """The whitening of the range of A: the dual form, whose unknowns are as many as A's numerical rank.
-
-    Rows repeat across layers and prompts, so the rank is read from the spectrum, never from the number of rows.
-    """
-    values, vectors = torch.linalg.eigh(matrix)
-    kept = values > RANK_TOLERANCE * values[-1].clamp_min(torch.finfo(values.dtype).tiny)
-    whitening: Tensor = vectors[:, kept] / values[kept].sqrt()
-    return whitening
-
-
-def _stack(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    matrices = torch.stack([tensor_of(problem.matrix) for problem, _ in batch])
-    targets = torch.stack([torch.stack([item.target for item in part.values()]) for _, part in batch])
-    return matrices.to(device), targets.to(device)
-
-
-_SOLVERS: dict[str, Callable[[Batch, int, torch.device], Sequence[Tensor]]] = {
+_SOLVERS: dict[str, Callable[[list[_Item], int], Sequence[Tensor]]] = {
     "lbfgs": _solve_lbfgs,
     "lbfgs-preconditioned": _solve_preconditioned,
     "exact": _solve_exact,

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from mos.fusion.config import SOLVERS
 from mos.fusion.errors import FusionError
-from mos.fusion.problem import LinearProblem, SiteProblem, reduce_linear
+from mos.fusion.problem import LinearProblem, SiteProblem
 from mos.fusion.reference import solve_reference
-from mos.fusion.solver import _range_whitening, plan_bins, solve_sites
+from mos.fusion.solver import plan_bins, solve_sites
 from tests.mos.fusion.problems import NAMES, OUT, RANK, RawProblem, raw_problem
 
 
@@ -102,13 +103,24 @@ def test_the_dual_form_over_the_rows_equals_the_solution_from_the_gram_matrix() 
     assert np.linalg.norm(update - dual.numpy()) < 1e-6 * float(dual.norm())
 
 
-def test_cholesky_and_the_range_of_the_matrix_agree_where_both_hold() -> None:
-    problem = raw_problem("many-rows").site(ridge=1e-4)
-    reduced = reduce_linear(problem.linears["linear"])
-    unwhiten = _range_whitening(torch.from_numpy(problem.matrix))
-    dual = (reduced.basis @ reduced.target @ unwhiten @ unwhiten.T).numpy()
-    primal = update_of(problem, solver="exact")
-    assert np.linalg.norm(primal - dual) < 1e-9 * np.linalg.norm(primal)
+def test_the_range_of_the_matrix_and_cholesky_agree_where_both_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = raw_problem("many-rows").site(ridge=1e-4, steps=8)
+    for name in SOLVERS:
+        primal = update_of(problem, solver=name)
+        with monkeypatch.context() as patch:
+            patch.setattr("mos.fusion.solver.LARGEST_CONDITION", 0.0)
+            in_range = update_of(problem, solver=name)
+        assert not np.array_equal(primal, in_range)
+        assert np.linalg.norm(primal - in_range) < 1e-7 * np.linalg.norm(primal)
+
+
+def test_lbfgs_does_not_run_away_along_inputs_that_never_occur() -> None:
+    raw = few_rows(rows=10)
+    rows = torch.cat(raw.inputs)
+    basis = torch.linalg.qr(rows.T).Q.numpy()
+    for steps in (50, 500):
+        update = update_of(raw.site(steps=steps))
+        assert np.linalg.norm(update - update @ basis @ basis.T) < 1e-6 * np.linalg.norm(update)
 
 
 def test_repeated_rows_do_not_disturb_the_exact_solution() -> None:

@@ -1,0 +1,47 @@
+"""The guard against the fusion's own success: a lower loss on its prompts is no use if it ruins all others."""
+
+import pytest
+
+from mos.base_model import BaseModel
+from mos.fusion import FusionConfig, FusionSource, StageRule, fuse
+from tests.mos.fusion.bases import wide_text_base
+from tests.mos.fusion.concepts import random_concept
+
+
+@pytest.fixture(scope="module")
+def wide_base() -> BaseModel:
+    return wide_text_base()
+
+
+@pytest.fixture(scope="module")
+def concepts(wide_base: BaseModel) -> list[FusionSource]:
+    names = ("alice/robot@1", "bob/cat@1", "carol/house@1")
+    return [
+        random_concept(wide_base, name, seed, rank=4, components=("text_encoder",)) for seed, name in enumerate(names)
+    ]
+
+
+def text_figures(base: BaseModel, concepts: list[FusionSource], rule: StageRule) -> tuple[float, float, float]:
+    """Mean fit, mean held-out error and drift of the text encoder."""
+    figures = fuse(base, concepts, FusionConfig(text_encoder=rule)).report["stages"]["text-encoder"]
+    means = [
+        sum(concept[name] for concept in figures["concepts"].values()) / len(concepts) for name in ("fit", "held_out")
+    ]
+    return means[0], means[1], figures["drift"]
+
+
+def check_guard(figures: tuple[float, float, float]) -> None:
+    _, held_out, drift = figures
+    assert held_out < 1.1
+    assert drift < 0.15
+
+
+def test_the_default_keeps_other_prompts_and_early_stopping_alone_does_not(
+    wide_base: BaseModel, concepts: list[FusionSource]
+) -> None:
+    default = text_figures(wide_base, concepts, FusionConfig().text_encoder)
+    check_guard(default)
+    without = text_figures(wide_base, concepts, StageRule(steps=500))
+    with pytest.raises(AssertionError):
+        check_guard(without)
+    assert without[0] < default[0] < 1.2 * without[0]
