@@ -39,6 +39,7 @@ class BatchConfig:
         guidance_scale: Classifier-free guidance.
         batch_size: Pictures denoised together; not part of the digest.
         prompts_per_block: Whole prompts in a block.
+        bfloat16: Draw under autocast to bfloat16.
         base_digest: Fingerprint of the base.
         scorer_digest: Digest of the scorer's weights.
     """
@@ -49,6 +50,7 @@ class BatchConfig:
     guidance_scale: float = 7.5
     batch_size: int = 8
     prompts_per_block: int = 5
+    bfloat16: bool = False
     base_digest: str = ""
     scorer_digest: str = ""
 
@@ -194,13 +196,16 @@ class BlockDrawer:
     def _generic(self, model: EvaluatedModel, shots: Sequence[Shot]) -> list["Image.Image"]:
         nobody = ConceptTruth(ref="", word="", class_word="", references=())
         after = self._sampled(model, nobody, shots)
-        return after + sampled(self.base, None, nobody, shots, self.config.sampling)
+        return after + self._draw(None, nobody, shots)
 
     def _sampled(self, model: EvaluatedModel, truth: ConceptTruth, shots: Sequence[Shot]) -> list["Image.Image"]:
         adapter = self.adapters[model.source] if model.source else None
         if adapter is not None and model.scale != 1.0:
             adapter = _scaled(adapter, model.scale)
-        return sampled(self.base, adapter, truth, shots, self.config.sampling)
+        return self._draw(adapter, truth, shots)
+
+    def _draw(self, adapter: Adapter | None, truth: ConceptTruth, shots: Sequence[Shot]) -> list["Image.Image"]:
+        return sampled(self.base, adapter, truth, shots, self.config.sampling, bfloat16=self.config.bfloat16)
 
 
 @dataclass

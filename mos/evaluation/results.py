@@ -124,6 +124,11 @@ def values_of(rows: Iterable[PictureScore], metric: str) -> dict[tuple[str, str,
     return {pair: sum(values.values()) / len(values) for pair, values in found.items()}
 
 
+def concept_of(pair: tuple[str, str, int]) -> str:
+    """The concept of a pair without its version: trainings of one concept stay together when drawn again."""
+    return pair[0].partition("@")[0]
+
+
 def summarise(rows: Sequence[PictureScore], *, by_concept: bool = False, seed: int = 0) -> tuple[Cell, ...]:
     """One cell a method, in order of appearance, with bootstrap intervals over pictures (or over concepts)."""
     cells = []
@@ -133,7 +138,7 @@ def summarise(rows: Sequence[PictureScore], *, by_concept: bool = False, seed: i
         for metric in METRICS:
             values = values_of(mine, metric.name)
             if values:
-                groups = [pair[0] for pair in values] if by_concept else None
+                groups = [concept_of(pair) for pair in values] if by_concept else None
                 intervals[metric.name] = bootstrap_mean(list(values.values()), groups=groups, seed=seed)
         cells.append(Cell(method=method, count=len(mine), intervals=intervals))
     return tuple(cells)
@@ -161,7 +166,7 @@ def compare(
     interval = paired_difference(
         [mine[pair] for pair in shared],
         [theirs[pair] for pair in shared],
-        groups=[pair[0] for pair in shared] if by_concept else None,
+        groups=[concept_of(pair) for pair in shared] if by_concept else None,
         seed=seed,
     )
     return Difference(metric=metric, method=method, baseline=baseline, interval=interval)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mos.evaluation.intervals import Interval, bootstrap_mean
-from mos.evaluation.results import PictureScore, metric_named, values_of
+from mos.evaluation.results import PictureScore, concept_of, metric_named, values_of
 
 PRIMARY = "probe_identity"
 """The measure of identity that decides, chosen before any result was seen."""
@@ -27,7 +27,7 @@ class Verdict:
 
 def judge(rows: Sequence[PictureScore], *, by_concept: bool = False) -> list[Verdict]:
     """Judge the claims whose methods are among the rows, on the primary measure of identity."""
-    metric = PRIMARY if any(PRIMARY in row.scores for row in rows) else FALLBACK
+    metric = primary_metric(rows)
     values = {
         method: values_of((row for row in rows if row.method == method), metric)
         for method in dict.fromkeys(row.method for row in rows)
@@ -49,6 +49,11 @@ def judge(rows: Sequence[PictureScore], *, by_concept: bool = False) -> list[Ver
     return verdicts
 
 
+def primary_metric(rows: Sequence[PictureScore]) -> str:
+    """The measure of identity that decides: the probe's where it took part."""
+    return PRIMARY if any(PRIMARY in row.scores for row in rows) else FALLBACK
+
+
 Values = dict[str, dict[tuple[str, str, int], float]]
 
 
@@ -56,7 +61,7 @@ def combined(values: Values, weights: dict[str, float], by_concept: bool) -> Int
     """Interval of a weighted sum of methods, pair by pair, on the pictures all of them have."""
     shared = [pair for pair in values[next(iter(weights))] if all(pair in values[method] for method in weights)]
     sums = [sum(weight * values[method][pair] for method, weight in weights.items()) for pair in shared]
-    return bootstrap_mean(sums, groups=[pair[0] for pair in shared] if by_concept else None)
+    return bootstrap_mean(sums, groups=[concept_of(pair) for pair in shared] if by_concept else None)
 
 
 def _above(statement: str, metric: str, values: Values, weights: dict[str, float], by_concept: bool) -> Verdict:
