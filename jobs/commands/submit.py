@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from jobs.commands.evaluation import submit_evaluation
 from jobs.options import base_option, json_option, print_json, registry_option
 
 ray_address_option = click.option(
@@ -105,6 +106,9 @@ def fusion(
     spec = fusion_spec(spec_path, concepts, out, options, base=base, publish=publish, allow_unlisted=allow_unlisted)
     outcome = submit_fusion(spec, registry_url, ray_address=ray_address, is_waiting=is_waiting, is_dry_run=dry_run)
     print_json(outcome) if as_json else _echo(outcome)
+
+
+command.add_command(submit_evaluation)
 
 
 def _echo(outcome: dict[str, Any]) -> None:

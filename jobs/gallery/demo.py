@@ -18,7 +18,7 @@ The caller fills a `DemoReport` with plain data and calls `write_demo_report(rep
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -104,7 +104,7 @@ class DemoReport:
         together: Pictures with all concepts by regional sampling.
         claim: The identity claim as measured, or None.
         processes: Spans of work of every process.
-        phases: Times and memory, in order.
+        phases: Times and memory, in order; the page adds the total, so one named "all" is left out.
         lineage: Digests, in order.
         facts: Short facts for the end of the page (base, machine, seed, versions).
         command: The command that made the page again.
@@ -130,6 +130,7 @@ def write_demo_report(report: DemoReport, directory: Path) -> Path:
 
 def demo_document(report: DemoReport) -> Document:
     """The page of a demo as data."""
+    report = replace(report, phases=[phase for phase in report.phases if phase.name != "all"])
     sections = [
         _concepts_section(report),
         _together_section(report),

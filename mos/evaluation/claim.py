@@ -59,6 +59,9 @@ __all__ = [
     "measure_cell",
 ]
 
+_METHODS = (CEILING_RENDERS, CEILING_AUTOENCODER, SINGLE, AVERAGE, SUM, GRADIENT, FLOOR_OTHER, FLOOR_BASE)
+_ORDER = {method: number for number, method in enumerate(_METHODS)}
+
 COMPARISONS = ((GRADIENT, AVERAGE), (GRADIENT, SUM), (GRADIENT, SINGLE), (AVERAGE, SINGLE), (SINGLE, FLOOR_BASE))
 COMPARED_METRICS = ("probe_identity", "probe_pattern", "probe_accessory", "probe_backdrop", "image_alignment_pairwise")
 
@@ -220,7 +223,8 @@ def measure_cell(
 
 
 def conclude_claim(outcomes: Sequence[CellOutcome]) -> ClaimResult:
-    """Put the cells together: summaries, paired differences, verdicts and examples."""
+    """Put the cells together, in whatever order they come: summaries, paired differences, verdicts, examples."""
+    outcomes = sorted(outcomes, key=lambda outcome: _ORDER.get(outcome.method, len(_ORDER)))
     rows = [row for outcome in outcomes for row in outcome.rows]
     present = {outcome.method for outcome in outcomes}
     scored = {metric for row in rows for metric in row.scores}

@@ -40,7 +40,8 @@ def arguments(shelf: Path, out: Path, *extra: str) -> list[str]:
     return [
         "--out", str(out), "--concepts", "2", "--seeds", "1", "--sizes", "2", "--prompt-seeds", "1", "--steps", "1",
         "--guidance", "1", "--training-steps", "2", "--singles", "ED-LoRA", "--fusions", ",".join(ROWS),
-        "--workers", "1", "--suite", str(shelf / "suite.toml"), "--base", str(shelf / "base"), "--scorer", str(shelf / "scorer"), *extra,
+        "--workers", "1",
+        "--suite", str(shelf / "suite.toml"), "--base", str(shelf / "base"), "--scorer", str(shelf / "scorer"), *extra,
     ]  # fmt: skip
 
 

@@ -147,6 +147,14 @@ def test_scores_times_and_digests_are_on_the_page(tmp_path):
     assert "2.40 GB" in found.text
 
 
+def test_a_total_among_the_phases_is_not_counted_twice(tmp_path):
+    demo = report()
+    total = Phase(name="all", wall_s=87.0, cpu_s=159.5, peak_memory_bytes=2_400_000_000)
+    _, found = page(tmp_path, report(phases=[*demo.phases, total]))
+    assert found.text.count("159.5") + found.text.count("160 s") == 2
+    assert "319" not in found.text
+
+
 def test_words_and_claims_are_escaped(tmp_path):
     text, found = page(tmp_path, report())
     assert "<alice-robot>" not in text

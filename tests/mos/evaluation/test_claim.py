@@ -68,7 +68,7 @@ def result(base, scorer) -> claim.ClaimResult:
     }
     pictures = PictureScorer(clip=scorer, text_prefix="a photo depicts ")
     return claim.conclude_claim(
-        [claim.measure_cell(base, pictures, subjects, name, adapters.get(name), CONFIG) for name in METHODS]
+        [claim.measure_cell(base, pictures, subjects, name, adapters.get(name), CONFIG) for name in reversed(METHODS)]
     )
 
 
