@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from mos.edlora.adapter import Adapter
     from mos.facts import BaseFacts
 
-LOCAL_OWNER = "my"
-"""Owner of a concept opened from a file that was not given a name: robot.safetensors is `<my-robot>`."""
+LOCAL_OWNER = "local"
+"""Owner of a concept opened from a file that was not given a name: robot.safetensors is `<local-robot>`."""
 
 MODEL_HELP = (
     "MODEL is an ED-LoRA file, a fused directory, owner/name or owner/name@version of the registry, or base. "
-    "A file is known as <my-STEM>, or as <owner-name> when written owner/name=FILE."
+    "A file is known as <local-STEM>, or as <owner-name> when written owner/name=FILE."
 )
 
 

@@ -39,7 +39,7 @@ class AttentionState:
         is_blended: Whether the batch is [batch x segments], each picture drawn under one prompt.
         keys: Layer -> [batch, segments, tokens, channels].
         values: Layer -> the same.
-        masks: Number of cells -> [cells, cells], added to self-attention's scores while guarded.
+        masks: Number of cells -> [cells, cells] bool, who may look at whom in self-attention while guarded.
     """
 
     segments: Sequence[Tensor]
@@ -54,15 +54,12 @@ class AttentionState:
         """[batch * segments, tokens, dim] of one layer."""
         return torch.stack([segment[:, layer] for segment in self.segments], dim=1).flatten(0, 1)
 
-    def self_attention_mask(self, num_cells: int, like: Tensor) -> Tensor | None:
+    def self_attention_mask(self, num_cells: int) -> Tensor | None:
         """The mask that keeps regions from looking at each other, None while there is no guard."""
         if not self.is_guarded:
             return None
         if num_cells not in self.masks:
-            allowed = self.geometry.allowed(num_cells)
-            self.masks[num_cells] = torch.zeros(allowed.shape, dtype=like.dtype, device=like.device).masked_fill(
-                ~allowed, float("-inf")
-            )
+            self.masks[num_cells] = self.geometry.allowed(num_cells)
         return self.masks[num_cells]
 
 
@@ -122,7 +119,7 @@ class RegionalProcessor(LayerwiseProcessor):
         """Attend; a transformer block's [batch, cells, channels] in and out."""
         del attention_mask  # a U-Net of this family passes none
         if self.layer is None or encoder_hidden_states is None:
-            mask = self.state.self_attention_mask(hidden_states.shape[1], hidden_states)
+            mask = self.state.self_attention_mask(hidden_states.shape[1])
             return super().__call__(attn, hidden_states, None, mask, temb)
         key, value = self._keys_and_values(attn, self.layer)
         query = attn.to_q(hidden_states)

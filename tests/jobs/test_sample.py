@@ -74,9 +74,9 @@ def test_a_second_run_numbers_on_and_draws_the_same(mos, tmp_path):
 
 
 def test_a_concept_file_is_typed_by_its_stem_or_by_the_name_given(mos, tmp_path):
-    code, _, said = mos("robot.safetensors", "a <my-robot>", "--out", str(tmp_path))
+    code, _, said = mos("robot.safetensors", "a <local-robot>", "--out", str(tmp_path))
     assert code == 0
-    assert "<my-robot>" in said
+    assert "<local-robot>" in said
     code, _, _ = mos("alice/robot=robot.safetensors", "a <alice-robot>", "--out", str(tmp_path))
     assert code == 0
     assert (pixels(tmp_path / "00001.png") == pixels(tmp_path / "00002.png")).all()
@@ -86,11 +86,11 @@ def test_a_concept_file_is_typed_by_its_stem_or_by_the_name_given(mos, tmp_path)
 def test_regions_carry_unfused_concepts(mos, tmp_path):
     code, _, _ = mos(
         "base", "two friends", "--concept", "robot.safetensors", "--concept", "bob/cat=cat.safetensors",
-        "--region", "a <my-robot> | a dog @ 0,0,16,32", "--region", "<bob-cat> @ 0.5,0,1,1", "--out", str(tmp_path),
+        "--region", "a <local-robot> | a dog @ 0,0,16,32", "--region", "<bob-cat> @ 0.5,0,1,1", "--out", str(tmp_path),
     )  # fmt: skip
     assert code == 0
     regions = read_recipe(tmp_path / "00001.png")["regions"]
-    assert [region["concepts"] for region in regions] == [["my/robot"], ["bob/cat"]]
+    assert [region["concepts"] for region in regions] == [["local/robot"], ["bob/cat"]]
     assert regions[0]["box"] == [0, 0, 0.5, 1]
     assert regions[0]["negative_prompt"] == "a dog"
 
@@ -103,7 +103,7 @@ def test_layout_file_mask_auto_layout_and_condition(mos, shelf, tmp_path):
     assert mos("base", "a street", "--region", "a cat @ all.png", "--out", str(tmp_path))[0] == 0
     assert (pixels(tmp_path / "00001.png") == pixels(tmp_path / "00002.png")).all()
     code, _, _ = mos(
-        "base", "<my-robot> left of <my-cat>", "--concept", "robot.safetensors", "--concept", "cat.safetensors",
+        "base", "<local-robot> left of <local-cat>", "--concept", "robot.safetensors", "--concept", "cat.safetensors",
         "--auto-layout", "--condition", "adapter:all.png:0.5", "--out", str(tmp_path),
     )  # fmt: skip
     assert code == 0
@@ -137,7 +137,7 @@ def test_a_published_concept_is_drawn_straight_from_the_registry(mos, shelf, tmp
         (["nowhere.safetensors", "a cat"], 4, "no such file or directory"),
         (["base"], 2, "no prompt"),
         (["base", "a <bob-cat>"], 3, "unknown word <bob-cat>"),
-        (["robot.safetensors", "a <bob-cat>"], 3, "<my-robot>"),
+        (["robot.safetensors", "a <bob-cat>"], 3, "<local-robot>"),
         (["base", "a", "--region", "a cat"], 3, "expected"),
         (["base", "a", "--region", "a cat @ 0,0,2,0.5"], 3, "outside the picture"),
         (["base", "a", "--region", "a cat @ 0,0,0.1,0.1"], 3, "too small"),

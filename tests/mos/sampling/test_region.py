@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mos.sampling.region import (
@@ -21,6 +21,7 @@ def box_region(x0: float, y0: float, x1: float, y1: float, **options: float) -> 
     return Region(prompt="a mug", box=(x0, y0, x1, y1), **options)
 
 
+@settings(deadline=None)
 @given(st.tuples(*[st.integers(0, 64)] * 4), st.sampled_from([(16, 16), (8, 4), (64, 48)]))
 def test_box_takes_exactly_the_cells_that_lie_wholly_inside(edges, size):
     x0, x1 = sorted(edges[:2])
@@ -80,6 +81,7 @@ def test_overlaps_are_averaged_and_weights_shift_the_average():
     assert torch.allclose(row[:, 1], torch.tensor([0, 0.25, 0.75]))
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(*[st.floats(0, 1)] * 4, st.floats(0.1, 5), st.floats(0, 0.5)), min_size=1, max_size=6),
     st.sampled_from([(16, 16), (4, 4), (8, 12)]),
