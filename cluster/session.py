@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import keeper
 from cluster.errors import RayUnavailableError
@@ -125,7 +126,11 @@ def _disconnect(mark: str, temp_dir: str) -> None:
 
 @contextlib.contextmanager
 def connected(address: str | None = None, **local: int | bool | None) -> Iterator[Session]:
-    """Connect to the Ray at `address` (`127.0.0.1:6379`), or start a private one when there is none.
+    """Connect to the Ray at `address`, or start a private one when there is none.
+
+    Args:
+        address: `host:port` of a control store, or what `mos cluster up` printed for the head started here.
+        local: Arguments of `local_ray`.
 
     Raises:
         RayUnavailableError: If nothing answers at `address`.
@@ -134,19 +139,41 @@ def connected(address: str | None = None, **local: int | bool | None) -> Iterato
         with local_ray(**local) as session:  # type: ignore[arg-type]
             yield session
         return
-    import ray
+    from cluster.head import find_head, token_for
 
-    if address == "auto":
-        raise RayUnavailableError("ray address 'auto' may find a stranger's cluster; give host:port")
+    head = find_head()
+    is_ours = head is not None and address in (head.address, head.dashboard_url)
+    target = head.address if head is not None and is_ours else address
+    with token_for(target):
+        _connect(target)
+        try:
+            yield _session_at(
+                target, head.mark if head and is_ours else None, head.temp_dir if head and is_ours else None
+            )
+        finally:
+            _ray().shutdown()
+
+
+def _connect(address: str) -> None:
+    if address == "auto" or address.startswith("http"):
+        raise RayUnavailableError(f"ray address {address!r}: give host:port of its control store, never a guess")
+    ray = _ray()
+    _read_environment_again()
     try:
         ray.init(address=address, namespace="mos", logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise RayUnavailableError(f"no Ray answers at {address}: {error}; start one with `mos cluster up`") from error
-    try:
-        cpus = float(ray.cluster_resources().get("CPU", 0.0))
-        yield Session(address=address, dashboard_url=None, mark=None, temp_dir=None, num_cpus=cpus)
-    finally:
-        ray.shutdown()
+
+
+def _session_at(address: str, mark: str | None, temp_dir: str | None) -> Session:
+    cpus = float(_ray().cluster_resources().get("CPU", 0.0))
+    return Session(address=address, dashboard_url=None, mark=mark, temp_dir=temp_dir, num_cpus=cpus)
+
+
+def _ray() -> Any:
+    import ray
+
+    return ray
 
 
 def private_environment(mark: str) -> dict[str, str]:
