@@ -38,19 +38,28 @@ def random_base(family: str = "sd1", seed: int = 0, size: str = "tiny") -> BaseM
         return _full() if size == "full" else _tiny(family)
 
 
+_TINY_ENCODERS: dict[str, tuple[dict[str, Any], ...]] = {
+    "sd1": ({"hidden": 16, "layers": 2},),
+    "sd2": ({"hidden": 16, "layers": 3, "hidden_act": "gelu", "pad_token": "!"},),
+    "sdxl": (
+        {"hidden": 16, "layers": 2, "legacy_eos": True},
+        {"hidden": 32, "layers": 3, "hidden_act": "gelu", "pad_token": "!", "legacy_eos": True},
+    ),
+}
+"""What sets the families' text encoders apart: SD 2.x and XL's second use another activation and pad with '!'."""
+
+
 def _tiny(family: str) -> BaseModel:
-    names = ["text_encoder", "text_encoder_2"] if family == "sdxl" else ["text_encoder"]
-    tokenizers = {
-        name: small_tokenizer(max_length=77 if family == "sdxl" else 24, pad_token="!" if index else None)
-        for index, name in enumerate(names)
-    }
-    encoders: dict[str, Any] = {
-        name: _text_encoder(
-            tokenizers[name], vocab_size=len(tokenizers[name]), hidden=16 * (1 + index), layers=2 + index, heads=2,
-            with_projection=index == 1, legacy_eos=family == "sdxl",
+    encoders: dict[str, CLIPTextModel] = {}
+    tokenizers: dict[str, CLIPTokenizer] = {}
+    for index, given in enumerate(_TINY_ENCODERS[family]):
+        name, options = "text_encoder" + ("_2" if index else ""), dict(given)
+        tokenizers[name] = small_tokenizer(
+            max_length=77 if family == "sdxl" else 24, pad_token=options.pop("pad_token", None)
         )
-        for index, name in enumerate(names)
-    }  # fmt: skip
+        encoders[name] = _text_encoder(
+            tokenizers[name], vocab_size=len(tokenizers[name]), heads=2, with_projection=index == 1, **options
+        )
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 16),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -134,6 +143,7 @@ def _text_encoder(
     heads: int,
     with_projection: bool = False,
     legacy_eos: bool = False,
+    hidden_act: str = "quick_gelu",
 ) -> CLIPTextModel:
     """Build one; ``legacy_eos`` writes the EOS id 2 that SDXL's files carry instead of the true one."""
     config = CLIPTextConfig(
@@ -142,6 +152,7 @@ def _text_encoder(
         intermediate_size=4 * hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
+        hidden_act=hidden_act,
         max_position_embeddings=tokenizer.model_max_length,
         projection_dim=hidden,
         bos_token_id=tokenizer.bos_token_id,
