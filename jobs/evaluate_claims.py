@@ -9,14 +9,12 @@ from jobs.evaluate_table import FUSIONS, SCALE_ZERO, SINGLES, TableConfig, Table
 from mos.evaluation.drawing import CEILING_AUTOENCODER, CEILING_RENDERS, FLOOR_BASE, FLOOR_OTHER
 from mos.evaluation.intervals import Interval
 from mos.evaluation.results import PictureScore, summarise, values_of
-from mos.evaluation.verdicts import MAX_LOSS_SHARE, PRIMARY, Values, Verdict, combined, primary_metric
+from mos.evaluation.verdicts import MAX_LOSS_SHARE, PRIMARY, Values, Verdict, combined, primary_metric, readiness
 
 if TYPE_CHECKING:
     from cluster.evaluation_rows import ScoredPicture
 
 SHOWN = (PRIMARY, "probe_pattern", "probe_accessory", "image_alignment_pairwise", "text_alignment", "probe_backdrop")
-GATE = {"probe_class": 0.95, "probe_accessory": 0.95}
-"""What the autoencoder's reconstructions must reach before the table says anything about the method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,16 +159,11 @@ def command_line(run: TableRun) -> str:
 
 def _gate(scores: Sequence[PictureScore]) -> str:
     """Whether the autoencoder keeps what the claims are about."""
-    cells = {cell.method: cell for cell in summarise(scores, by_concept=True)}
-    if CEILING_AUTOENCODER not in cells:
-        return "The autoencoder's ceiling was not measured, so nothing below says anything about the method."
-    if any(name not in cells[CEILING_AUTOENCODER].intervals for name in GATE):
-        return "The attribute probe took no part, so whether this base may tell is not known."
-    found = {name: cells[CEILING_AUTOENCODER].intervals[name].mean for name in GATE}
-    passed = all(found[name] >= least for name, least in GATE.items())
-    figures = ", ".join(f"{name} {value:.3f} (needs {GATE[name]:.2f})" for name, value in found.items())
-    tail = "" if passed else " The answers below are then about this base more than about the method."
-    return f"Autoencoder reconstructions: {figures}: {'yes' if passed else 'no'}.{tail}"
+    ready = readiness(scores)
+    if ready is None:
+        return "The autoencoder's ceiling or the probe took no part, so whether this base may tell is not known."
+    tail = "" if ready.holds else " The answers below are then about this base more than about the method."
+    return f"{'Yes' if ready.holds else 'No'}: autoencoder reconstructions, {ready.evidence}.{tail}"
 
 
 def _verdict_line(verdict: Verdict) -> str:

@@ -16,6 +16,10 @@ MAX_LOSS_SHARE = 1 / 3
 """Largest part of averaging's loss that gradient fusion may lose; the paper has .025 / .094."""
 
 
+AUTOENCODER_GATE = {"probe_class": 0.95, "probe_accessory": 0.95}
+"""What the base's reconstructions of true renders must keep before samples can say anything about a method."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A claim in words with its answer: True holds, False does not, None cannot be told."""
@@ -32,7 +36,8 @@ def judge(rows: Sequence[PictureScore], *, by_concept: bool = False) -> list[Ver
         method: values_of((row for row in rows if row.method == method), metric)
         for method in dict.fromkeys(row.method for row in rows)
     }
-    verdicts = []
+    ready = readiness(rows)
+    verdicts = [] if ready is None else [ready]
     if {"single", "floor: untrained base"} <= set(values):
         verdicts.append(
             _above(
@@ -47,6 +52,26 @@ def judge(rows: Sequence[PictureScore], *, by_concept: bool = False) -> list[Ver
     if {"single", "average", "gradient"} <= set(values):
         verdicts.append(_third(metric, values, by_concept))
     return verdicts
+
+
+def readiness(rows: Sequence[PictureScore]) -> Verdict | None:
+    """Whether the base can tell methods apart at all: its autoencoder keeps what an identity is made of.
+
+    None where the autoencoder's ceiling or the probe took no part.
+    """
+    means = {}
+    for metric, needed in AUTOENCODER_GATE.items():
+        values = values_of((row for row in rows if row.method == "ceiling: autoencoder"), metric)
+        if not values:
+            return None
+        means[metric] = (sum(values.values()) / len(values), needed)
+    return Verdict(
+        statement="The base is good enough to tell methods apart: its autoencoder keeps class and accessory.",
+        holds=all(mean >= needed for mean, needed in means.values()),
+        evidence=", ".join(
+            f"{metric_named(metric).label}: {mean:.3f}, needed {needed:.2f}" for metric, (mean, needed) in means.items()
+        ),
+    )
 
 
 def primary_metric(rows: Sequence[PictureScore]) -> str:

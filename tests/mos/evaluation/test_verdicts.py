@@ -1,9 +1,11 @@
 """The verdicts against scores whose answer is known."""
 
+import dataclasses
+
 import pytest
 
 from mos.evaluation.results import PictureScore
-from mos.evaluation.verdicts import judge
+from mos.evaluation.verdicts import judge, readiness
 
 THIRD = "Gradient fusion loses at most a third of what averaging loses."
 
@@ -69,3 +71,13 @@ def test_whole_concepts_may_be_what_is_drawn_again():
     wide = judge(rows(average=0.5, gradient=0.6), by_concept=True)
     assert wide[0].holds is True
     assert "over 40 pairs" in wide[0].evidence
+
+
+@pytest.mark.parametrize(("accessory", "holds"), [(1.0, True), (0.8, False)])
+def test_a_base_whose_autoencoder_loses_accessories_may_not_tell(accessory, holds):
+    scores = {"probe_class": 1.0, "probe_accessory": accessory}
+    row = PictureScore(method="ceiling: autoencoder", concept="a/b@1", prompt="p", seed=0, scores=scores)
+    found = readiness([row])
+    assert found.holds is holds
+    assert judge([row])[0] == found
+    assert readiness([dataclasses.replace(row, scores={"probe_class": 1.0})]) is None
