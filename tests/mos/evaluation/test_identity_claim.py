@@ -1,7 +1,6 @@
 """The identity claim on the shipped base: three concepts trained, fused and measured on 108 pairs a cell."""
 
 import pytest
-from mos.smallworld.assets import load_probe, scorer_path
 
 from mos.base_model import load_base
 from mos.concept import ConceptRef
@@ -20,6 +19,8 @@ CONFIG = claim.ClaimConfig(pictures_per_concept=36)
 
 @pytest.fixture(scope="module")
 def result() -> claim.ClaimResult:
+    from mos.smallworld.assets import load_probe, scorer_path
+
     base = load_base()
     subjects = []
     for owner, class_name in zip(("alice", "bob", "carol"), CLASSES, strict=True):
