@@ -64,29 +64,38 @@ def build_autoencoder() -> AutoencoderKL:
     )
 
 
-def train_autoencoder(directory: Path, world: World, config: AutoencoderConfig, *, seed: int, resume: bool) -> Path:
+def train_autoencoder(
+    directory: Path, world: World, config: AutoencoderConfig, *, seed: int, resume: bool, device: str = "cpu"
+) -> Path:
     """Train into `directory/autoencoder`; returns the folder in diffusers layout.
 
     Checkpoints every 500 steps to `directory/autoencoder.ckpt`.
     """
-    run_workers(_train, config.num_workers, directory, world, config, seed, resume)
+    run_workers(_train, config.num_workers, directory, world, config, seed, resume, device)
     return directory / "autoencoder"
 
 
 def reconstruction_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """L1 and twice L2 on luma and opponent colours, and 0.2 of the difference of edges; inputs [n, 3, h, w]."""
-    difference = torch.einsum("ij,njhw->nihw", _LUMA_AND_OPPONENTS, (output - target).float())
+    difference = torch.einsum("ij,njhw->nihw", _LUMA_AND_OPPONENTS.to(output.device), (output - target).float())
     edges = (difference[..., 1:] - difference[..., :-1]).abs().mean()
     edges = edges + (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
     return difference.abs().mean() + 2 * difference.square().mean() + 0.2 * edges
 
 
 def _train(
-    rank: int, num_workers: int, directory: Path, world: World, config: AutoencoderConfig, seed: int, resume: bool
+    rank: int,
+    num_workers: int,
+    directory: Path,
+    world: World,
+    config: AutoencoderConfig,
+    seed: int,
+    resume: bool,
+    device: str,
 ) -> None:
     pictures = _load_pictures(rank, num_workers, directory, world, config, seed)
     torch.manual_seed(seed)
-    model = build_autoencoder()
+    model = build_autoencoder().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=1e-3)
     first = _restore(directory, model, optimizer) if resume else 0
     generator = torch.Generator().manual_seed(seed * 1000 + first * 10 + rank)
@@ -123,10 +132,10 @@ def _step(
     if crops:
         corners = torch.randint(0, 33, (batch, 2), generator=generator).tolist()
         images = torch.stack([image[y : y + 32, x : x + 32] for image, (y, x) in zip(images, corners, strict=True)])
-    images = to_model_range(images)
-    with torch.autocast("cpu", torch.bfloat16):
+    images = to_model_range(images).to(model.device)
+    with torch.autocast(model.device.type, torch.bfloat16):
         posterior = model.encode(images).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(images.device)
         latents = posterior.mean + posterior.std * noise
         if torch.rand((), generator=generator) < config.halved_share:
             latents, images = F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
@@ -146,7 +155,7 @@ def psnr(model: AutoencoderKL, pictures: torch.Tensor) -> float:
     """Peak signal-to-noise ratio of reconstructions from the latents' mean, in dB, over uint8 [n, h, w, 3]."""
     errors = []
     for part in _batches(pictures):
-        images = to_model_range(part)
+        images = to_model_range(part).to(model.device)
         output = model.decode(model.encode(images).latent_dist.mean).sample.clamp(-1, 1)
         errors.append(((output - images) / 2).square().mean((1, 2, 3)))
     return float(-10 * math.log10(float(torch.cat(errors).mean())))
@@ -155,7 +164,9 @@ def psnr(model: AutoencoderKL, pictures: torch.Tensor) -> float:
 @torch.no_grad()
 def normalise_latents(model: AutoencoderKL, pictures: torch.Tensor) -> None:
     """Fold the latents' channel means and deviations into the quant convolutions: afterwards they are 0 and 1."""
-    means = torch.cat([model.encode(to_model_range(part)).latent_dist.mean for part in _batches(pictures)])
+    means = torch.cat(
+        [model.encode(to_model_range(part).to(model.device)).latent_dist.mean for part in _batches(pictures)]
+    )
     mean, deviation = means.mean((0, 2, 3)), means.std((0, 2, 3))
     channels = len(mean)
     after, before = model.post_quant_conv, model.quant_conv
@@ -220,4 +231,4 @@ def _restore(directory: Path, model: AutoencoderKL, optimizer: torch.optim.Optim
 def _finish(directory: Path, model: AutoencoderKL, pictures: torch.Tensor) -> None:
     model.eval()
     normalise_latents(model, pictures[:2048])
-    model.save_pretrained(directory / "autoencoder", safe_serialization=True)
+    model.cpu().save_pretrained(directory / "autoencoder", safe_serialization=True)

@@ -1,0 +1,159 @@
+"""Train the small world's weights from a seed: `python -m mos.smallworld.pretrain --help`."""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mos.errors import BadInputError, MosError, NotFoundError
+from mos.smallworld.autoencoder import AutoencoderConfig, train_autoencoder
+from mos.smallworld.base import BaseConfig, train_base
+from mos.smallworld.probe_training import ProbeConfig, train_probe
+from mos.smallworld.scorer import ScorerConfig, train_scorer
+from mos.smallworld.world import World, load_world
+
+STAGES = ("autoencoder", "probe", "scorer", "base")
+EXPORTED = ("base", "scorer", "probe")
+_LOGS = ("autoencoder.jsonl", "probe.jsonl", "scorer.jsonl", "base.jsonl")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stages asked for; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except MosError as error:
+        print(f"pretrain: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def export_weights(directory: Path, destination: Path, *, seed: int) -> Path:
+    """Copy the trained parts to `destination` and write `record.json`: seed, logs and sha256 of every file.
+
+    Raises:
+        NotFoundError: If a part has not been trained in `directory`.
+    """
+    missing = [part for part in EXPORTED if not (directory / part).is_dir()]
+    if missing:
+        raise NotFoundError(f"{directory}: {', '.join(missing)} not trained yet; run the stages first")
+    for part in EXPORTED:
+        shutil.rmtree(destination / part, ignore_errors=True)
+        shutil.copytree(directory / part, destination / part)
+    logs = {name: _lines(directory / name) for name in _LOGS}
+    digests = {
+        str(path.relative_to(destination)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for part in EXPORTED
+        for path in sorted((destination / part).rglob("*"))
+        if path.is_file()
+    }
+    record = {
+        "seed": seed,
+        "torch": str(torch.__version__),
+        "stages": {name.removesuffix(".jsonl"): lines[-1] for name, lines in logs.items() if lines},
+        "sha256": digests,
+    }
+    (destination / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return destination
+
+
+def _run(options: argparse.Namespace) -> None:
+    world = load_world(options.world)
+    directory: Path = options.out
+    directory.mkdir(parents=True, exist_ok=True)
+    if options.from_weights is not None:
+        _adopt(options.from_weights, directory)
+    stages = STAGES if options.stage == "all" else (options.stage,)
+    for stage in stages:
+        print(f"pretrain: {stage} into {directory}", file=sys.stderr, flush=True)
+        _STAGE_RUNS[stage](directory, world, options)
+    if options.export is not None:
+        print(export_weights(directory, options.export, seed=options.seed))
+
+
+def _adopt(weights: Path, directory: Path) -> None:
+    """Take the autoencoder of existing weights, so that their U-Net goes on in the same latents."""
+    source = weights / "base" / "vae"
+    if not source.is_dir():
+        raise NotFoundError(f"{weights}: no base/vae there; --from-weights wants a folder of exported weights")
+    if not (directory / "autoencoder").exists():
+        shutil.copytree(source, directory / "autoencoder")
+
+
+def _autoencoder(directory: Path, world: World, options: argparse.Namespace) -> None:
+    if options.from_weights is None:
+        config = _adjusted(AutoencoderConfig(), options)
+        train_autoencoder(directory, world, config, seed=options.seed, resume=options.resume, device=options.device)
+
+
+def _probe(directory: Path, world: World, options: argparse.Namespace) -> None:
+    train_probe(directory, world, _adjusted(ProbeConfig(), options), seed=options.seed, device=options.device)
+
+
+def _scorer(directory: Path, world: World, options: argparse.Namespace) -> None:
+    train_scorer(directory, world, _adjusted(ScorerConfig(), options), seed=options.seed, device=options.device)
+
+
+def _base(directory: Path, world: World, options: argparse.Namespace) -> None:
+    if not (directory / "autoencoder").is_dir():
+        raise NotFoundError(f"{directory}: no autoencoder yet; run --stage autoencoder first")
+    train_base(
+        directory,
+        world,
+        _adjusted(BaseConfig(), options),
+        seed=options.seed,
+        resume=options.resume,
+        device=options.device,
+        from_weights=options.from_weights and options.from_weights / "base",
+    )
+
+
+def _adjusted(config: Any, options: argparse.Namespace) -> Any:
+    """The stage's recipe with the steps, workers and shards named on the command line."""
+    named = {"steps": options.steps, "num_workers": options.workers, "num_shards": options.shards}
+    changes = {key: value for key, value in named.items() if value is not None and hasattr(config, key)}
+    if any(value < 1 for value in changes.values()):
+        raise BadInputError(f"pretrain: {changes} must all be at least 1")
+    if options.device != "cpu" and hasattr(config, "num_workers"):
+        changes["num_workers"] = 1
+    return replace(config, **changes)
+
+
+def _lines(path: Path) -> list[dict[str, float]]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m mos.smallworld.pretrain", description=__doc__)
+    parser.add_argument("--stage", choices=("all", *STAGES), default="all")
+    parser.add_argument("--out", type=Path, default=Path.home() / ".cache" / "mos" / "smallworld")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    parser.add_argument("--from-weights", type=Path, help="start from exported weights instead of noise")
+    parser.add_argument("--export", type=Path, help="copy the trained parts here with their digests")
+    parser.add_argument("--world", type=Path, help="world file (TOML); default: the shipped world")
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--steps", type=int, help="steps of the stage, each worker")
+    parser.add_argument("--workers", type=int, help="processes of one thread (CPU only)")
+    parser.add_argument("--shards", type=int, help="shards of 2048 pictures")
+    return parser
+
+
+_STAGE_RUNS: dict[str, Callable[[Path, World, argparse.Namespace], None]] = {
+    "autoencoder": _autoencoder,
+    "probe": _probe,
+    "scorer": _scorer,
+    "base": _base,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
