@@ -49,11 +49,10 @@ class ClaimWorker:
         return outcome, intervals[0]
 
     def _load(self) -> Any:
-        from mos.smallworld.assets import load_probe, scorer_path
-
         from mos.base_model import load_base
         from mos.evaluation.scorer import ClipScorer
         from mos.evaluation.scoring import PictureScorer
+        from mos.smallworld.assets import load_probe, scorer_path
 
         if self._loaded is None:
             clip = ClipScorer.load(self._scorer_path or scorer_path())
