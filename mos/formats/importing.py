@@ -148,13 +148,21 @@ def _add(file: ForeignFile, key: str, found: LayerPart, gathered: _Gathered) -> 
     parts = gathered.parts.setdefault(layer, {})
     if found.part in parts:
         raise ImportFormatError(f"{file.path}: {key}: a second {found.part} for {found.component} {found.layer}")
-    tensor = file.tensors[key]
-    parts[found.part] = tensor.float().flatten(1) if found.part != "alpha" else tensor.float()
+    parts[found.part] = tensor = _part(file, key, found)
     gathered.keys.setdefault(layer, []).append(key)
     if found.part == "down":
         spelling = "mixofshow" if _is_reference(file) else found.spelling
         gathered.spellings[spelling] = gathered.spellings.get(spelling, 0) + 1
         gathered.scales[layer] = adapter_scale(file.metadata, found.component, tensor.shape[0])
+
+
+def _part(file: ForeignFile, key: str, found: LayerPart) -> Tensor:
+    """Return an alpha as one number, and a matrix with the unit sides of a 1x1 convolution folded in."""
+    tensor = file.tensors[key].float()
+    is_right = tensor.numel() == 1 if found.part == "alpha" else tensor.ndim in (2, 4) and 0 not in tensor.shape
+    if not is_right:
+        raise ImportFormatError(f"{file.path}: {key} is {list(tensor.shape)}, which is no {found.part} of a LoRA")
+    return tensor if found.part == "alpha" else tensor.flatten(1)
 
 
 def _is_reference(file: ForeignFile) -> bool:

@@ -98,7 +98,7 @@ def _open_safetensors(path: Path) -> ForeignFile:
         raise ImportFormatError(f"{path}: not a valid safetensors file: {error}") from error
     config = path.with_name("adapter_config.json")
     if config.is_file() and config.stat().st_size < 1 << 20:
-        metadata.setdefault("adapter_config", config.read_text(encoding="utf-8"))
+        metadata.setdefault("adapter_config", config.read_text(encoding="utf-8", errors="replace"))
     words = {key: key.removeprefix("new_concept_embedding.") for key in keys}
     return ForeignFile(path=path, tensors=tensors, words=words, metadata=metadata)
 
@@ -127,6 +127,8 @@ def _open_pickle(path: Path) -> ForeignFile:
             content = json.loads(file.metadata()["content"])
             loaded = [file.get_tensor(str(index)).clone() for index in range(len(content["paths"]))]
     keys = [".".join(parts) for parts in content["paths"]]
+    if len(set(keys)) != len(keys):
+        raise ImportFormatError(f"{path}: two of its tensors have the same dotted name; this is no LoRA")
     return ForeignFile(
         path=path,
         tensors=dict(zip(keys, loaded, strict=True)),

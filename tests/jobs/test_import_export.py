@@ -70,6 +70,13 @@ def test_a_concept_goes_to_diffusers_and_comes_back_the_same_file(mos, shelf, tm
     assert Path("back.safetensors").read_bytes() == source.read_bytes()
 
 
+def test_the_commands_targets_are_those_the_exporter_knows():
+    from jobs.commands.exporting import TARGETS as offered
+    from mos.formats.exporting import TARGETS as known
+
+    assert offered == known
+
+
 def test_a_fused_model_goes_to_every_tool(mos, shelf, tmp_path):
     for target, expected in {
         "diffusers": "pytorch_lora_weights.safetensors",

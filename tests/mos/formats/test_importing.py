@@ -167,6 +167,31 @@ def test_textual_inversions_become_words_that_all_layers_share(tiny_base, tmp_pa
         assert read_artifact(target, tiny_base.facts).card == found.card
 
 
+def test_a_webui_embedding_in_a_pytorch_file_is_read(tiny_base, tmp_path):
+    vectors = torch.randn(2, 16, generator=torch.Generator().manual_seed(0)) * 0.05
+    path = tmp_path / "tom.pt"
+    parameter = torch.nn.Parameter(vectors)
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": parameter}, "name": "tom", "step": 9}, path)
+    found, report = import_concept([path], tiny_base, OPTIONS)
+    assert torch.equal(found.embeddings["text_encoder"][:, 0], vectors)
+    assert report.words_from == "textual inversion"
+    assert report.unmatched == ()
+
+
+def test_a_broken_adapter_configuration_is_one_clear_error(tiny_base, tmp_path):
+    tensors = diffusers_tensors(_adapter(random_concept(tiny_base)), tiny_base.facts)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    for content, message in (
+        (b"\xff\xfe", "cannot be read"),
+        (b"[1]", "cannot be read"),
+        (b'{"lora_alpha": "many"}', "has the alpha 'many'"),
+        (b'{"lora_alpha": 1, "alpha_pattern": {"to_q": 2}}', "uses alpha_pattern"),
+    ):
+        (tmp_path / "adapter_config.json").write_bytes(content)
+        with pytest.raises(ImportFormatError, match=message):
+            import_concept([tmp_path], tiny_base, OPTIONS)
+
+
 def test_a_pivotal_pair_is_one_concept(tmp_path):
     base = random_base("sdxl")
     edlora = random_concept(base, tuned=EVERYTHING)
@@ -243,11 +268,15 @@ def test_rslora_scales_by_the_root_of_the_rank(tiny_base, tmp_path):
 
 REFUSED = {
     "nothing that matches": ({"foo.lora_A.weight": torch.zeros(2, 2)}, "0 of 1 keys match"),
-    "DoRA": ({"unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_magnitude_vector": torch.ones(32)},
-             "uses DoRA"),
+    "DoRA": ({"QUERY.lora_magnitude_vector": torch.ones(16)}, "uses DoRA"),
     "too many vectors": ({"emb_params": torch.zeros(8, 16)}, "8 for text_encoder; expected the same 1 to 4"),
     "another base's words": ({"emb_params": torch.zeros(2, 768)}, "made for another base"),
     "another base's second encoder": ({"clip_g": torch.zeros(2, 32)}, "does not have"),
+    "a matrix without sides": ({"QUERY.lora_A.weight": torch.tensor(1.0)}, "is no down of a LoRA"),
+    "an empty matrix": ({"QUERY.lora_A.weight": torch.zeros(0, 16)}, "is no down of a LoRA"),
+    "an alpha of many": ({"QUERY.alpha": torch.zeros(3)}, "is no alpha of a LoRA"),
+    "parts that do not multiply": ({"QUERY.lora_A.weight": torch.zeros(2, 16),
+                                    "QUERY.lora_B.weight": torch.zeros(16, 3)}, "do not multiply"),
     "half a pair": ({"clip_l": torch.zeros(2, 16)}, None),
 }  # fmt: skip
 
@@ -257,11 +286,8 @@ def test_what_cannot_be_a_concept_is_refused_with_the_cause(tiny_base, tmp_path,
     tensors, message = REFUSED[case]
     base = tiny_base if message else random_base("sdxl")
     path = tmp_path / "file.safetensors"
-    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
-    if case == "DoRA" and name not in base.facts.linear_shapes["unet"]:
-        layer = base.facts.attention_linears["unet"][0]
-        tensors = {f"unet.{layer}.lora_magnitude_vector": torch.ones(16)}
-    save_file(tensors, path)
+    query = f"unet.{base.facts.attention_linears['unet'][0]}"
+    save_file({key.replace("QUERY", query): value for key, value in tensors.items()}, path)
     with pytest.raises(ImportFormatError, match=message or "no word embedding for text_encoder_2"):
         import_concept([path], base, OPTIONS)
 
