@@ -237,7 +237,7 @@ class BaseTraining:
         if self.step % self.config.average_every == 0:
             average_(self.modules.parameters())
             self._update_average()
-        return float(loss)
+        return float(loss.detach())
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -61,7 +61,11 @@ def train_probe(directory: Path, world: World, config: ProbeConfig, *, seed: int
         optimizer.step()
         schedule.step()
         if (step + 1) % 50 == 0:
-            line = {"step": step + 1, "loss": round(float(loss), 4), "seconds": round(time.monotonic() - started)}
+            line = {
+                "step": step + 1,
+                "loss": round(float(loss.detach()), 4),
+                "seconds": round(time.monotonic() - started),
+            }
             with (directory / "probe.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
     return save_probe(probe, directory / "probe")

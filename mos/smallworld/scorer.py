@@ -32,11 +32,11 @@ class ScorerConfig:
         class_share: Share of the steps whose individuals are all of one class.
     """
 
-    steps: int = 450
+    steps: int = 1100
     batch: int = 40
     lr: float = 1.5e-3
-    individuals: int = 2400
-    views: int = 4
+    individuals: int = 3200
+    views: int = 3
     identity_weight: float = 1.0
     class_share: float = 0.5
 
@@ -92,7 +92,11 @@ def train_scorer(directory: Path, world: World, config: ScorerConfig, *, seed: i
         schedule.step()
         model.logit_scale.data.clamp_(max=4.0)
         if (step + 1) % 50 == 0:
-            line = {"step": step + 1, "loss": round(float(loss), 4), "seconds": round(time.monotonic() - started)}
+            line = {
+                "step": step + 1,
+                "loss": round(float(loss.detach()), 4),
+                "seconds": round(time.monotonic() - started),
+            }
             with (directory / "scorer.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
     return save_scorer(model, tokenizer, directory / "scorer")
