@@ -15,9 +15,9 @@ The main job, from pictures to a picture of three concepts together:
   mos submit concept --owner alice --name robot --class robot --pictures photos/
   mos fuse --from-registry alice/robot bob/cat carol/house --out fused/
   mos sample fused/ "three friends on a beach" \\
-      --region "<alice-robot> @ 0,0.3,0.33,1" \\
-      --region "<bob-cat> @ 0.33,0.3,0.66,1" \\
-      --region "<carol-house> @ 0.66,0.3,1,1"
+      --region "<alice-robot> @ 0,0,0.5,0.5" \\
+      --region "<bob-cat> @ 0.5,0,1,0.5" \\
+      --region "<carol-house> @ 0.25,0.5,0.75,1"
 
 \b
 See all of it happen on this machine:

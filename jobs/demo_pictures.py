@@ -46,6 +46,7 @@ def draw_pictures(
 ) -> DemoPictures:
     """Draw and save everything."""
     from mos.sampling import Region, SamplingConfig, sample
+    from mos.sampling.auto_layout import compact_boxes
 
     config = SamplingConfig(num_inference_steps=num_steps, guidance_scale=GUIDANCE)
     seeds = [SEED + number for number in range(len(ALONE_PROMPTS))]
@@ -53,11 +54,8 @@ def draw_pictures(
         str(ref): sample(base, fused, [prompt.format(ref.word) for prompt in ALONE_PROMPTS], seeds=seeds, config=config)
         for ref in refs
     }
-    width = 1 / len(refs)
-    regions = [
-        Region(prompt=f"a {ref.word}", box=(number * width, 0.2, (number + 1) * width, 1.0))
-        for number, ref in enumerate(refs)
-    ]
+    boxes = compact_boxes(len(refs))
+    regions = [Region(prompt=f"a {ref.word}", box=box) for ref, box in zip(refs, boxes, strict=True)]
     together = sample(
         base, fused, TOGETHER_PROMPTS, regions=regions, seeds=[SEED + 10 + n for n in range(4)], config=config
     )

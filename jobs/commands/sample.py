@@ -27,8 +27,8 @@ EXAMPLES = """
 \b
 Examples:
   mos sample alice/robot "a <alice-robot> on a beach" --count 4
-  mos sample fused/ "three friends in a forest" \\
-      --region "<alice-robot> @ 0,0.3,0.33,1" --region "<bob-cat> | a dog @ 0.33,0.3,0.66,1"
+  mos sample fused/ "two friends in a forest" \\
+      --region "<alice-robot> @ 0,0,0.5,1" --region "<bob-cat> | a dog @ 0.5,0,1,1"
   mos sample fused/ "<alice-robot> left of <bob-cat>, on a beach" --auto-layout
   mos sample base "a street" --concept alice/robot --region "<alice-robot> @ 0,0,32,64"
 """
