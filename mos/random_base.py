@@ -26,16 +26,18 @@ def random_base(family: str = "sd1", seed: int = 0, size: str = "tiny") -> BaseM
         family: ``"sd1"``, ``"sd2"`` (linear projections, v prediction, 64-wide heads) or ``"sdxl"``
             (two text encoders).
         seed: of the weights; the same seed gives the same fingerprint.
-        size: ``"tiny"`` (milliseconds a step) or ``"full"`` (Stable Diffusion 1.5's shapes, family sd1 only).
+        size: ``"tiny"`` (milliseconds a step), ``"small"`` (the small world's shapes) or ``"full"`` (Stable
+            Diffusion 1.5's); the last two for family sd1 only.
 
     Returns:
-        A frozen float32 base on the CPU, its pictures 32 px (tiny) or 512 px (full) a side.
+        A frozen float32 base on the CPU, its pictures 32 px (tiny), 64 px (small) or 512 px (full) a side.
     """
-    if family not in ("sd1", "sd2", "sdxl") or size not in ("tiny", "full") or (size == "full" and family != "sd1"):
+    is_known = family in ("sd1", "sd2", "sdxl") and size in ("tiny", "small", "full")
+    if not is_known or (size != "tiny" and family != "sd1"):
         raise ValueError(f"no random base of family {family!r} and size {size!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _full() if size == "full" else _tiny(family)
+        return {"tiny": _tiny, "small": _small, "full": _full}[size](family)
 
 
 _TINY_ENCODERS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -103,10 +105,42 @@ def _tiny_unet(family: str) -> UNet2DConditionModel:
     return UNet2DConditionModel(**options)
 
 
-def _full() -> BaseModel:
+def _small(family: str) -> BaseModel:
+    tokenizer = small_tokenizer(max_length=48)
+    return assemble(
+        name=f"random-{family}-small",
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            in_channels=8,
+            out_channels=8,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(64, 128, 192),
+            layers_per_block=1,
+            cross_attention_dim=128,
+            attention_head_dim=(2, 4, 6),
+            norm_num_groups=16,
+        ),
+        text_encoders={
+            "text_encoder": _text_encoder(tokenizer, vocab_size=len(tokenizer), hidden=128, layers=2, heads=4)
+        },
+        tokenizers={"text_encoder": tokenizer},
+        vae=AutoencoderKL(
+            block_out_channels=(16, 32, 64),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=8,
+            norm_num_groups=8,
+            sample_size=64,
+        ),
+        scheduler=_scheduler("v_prediction"),
+    )
+
+
+def _full(family: str) -> BaseModel:
     tokenizer = small_tokenizer(max_length=77, vocab_size=_FULL_VOCABULARY)
     return assemble(
-        name="random-sd1-full",
+        name=f"random-{family}-full",
         unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
         text_encoders={
             "text_encoder": _text_encoder(tokenizer, vocab_size=_FULL_VOCABULARY, hidden=768, layers=12, heads=12)
