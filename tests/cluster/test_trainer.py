@@ -18,7 +18,7 @@ from mos.artifact import artifact_bytes
 from mos.base_model import load_base
 from mos.concept import ConceptRef
 from mos.training import TrainingConfig, train_concept
-from tests.cluster.bases import saved_random_base
+from tests.bases import saved_random_base
 from tests.cluster.kills import KillingPlaces
 from tests.mos.training.concepts import FAST, made_up_concept
 

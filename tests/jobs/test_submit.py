@@ -1,0 +1,85 @@
+"""`mos submit concept`: what is checked before anything runs, and what a dry run says."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jobs.cli import cli
+from mos.errors import BadInputError, MosError, NotFoundError, UsageError
+from tests.bases import saved_random_base
+from tests.mos.training.concepts import made_up_concept
+
+
+@pytest.fixture(scope="module")
+def base_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_random_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for picture in made_up_concept("robot").pictures:
+        Image.fromarray(picture.pixels).save(folder / f"{picture.name}.png")
+        (folder / f"{picture.name}.txt").write_text(picture.caption)
+    return folder
+
+
+def submit(*words: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["submit", "concept", *map(str, words)])
+
+
+def test_a_dry_run_prints_resources_estimates_bytes_and_digests(base_path: Path, photos: Path, tmp_path: Path) -> None:
+    words = ("--owner", "alice", "--name", "robot", "--class", "cat", "--pictures", photos, "--base", base_path)
+    registry = tmp_path / "registry"
+    result = submit(*words, "--registry", registry, "--dry-run", "--json", "-o", "steps=7")
+    plan = json.loads(result.stdout)
+    assert (plan["steps"], plan["pictures"], plan["word"]) == (7, 4, "<alice-robot>")
+    assert plan["run"].startswith("concept-alice-robot-")
+    assert plan["resources"] == "0.5 CPU"
+    assert plan["estimate"]["gpu_minutes"] >= 0
+    assert len(plan["spec_sha256"]) == len(plan["pictures_sha256"]) == 64
+    assert not registry.exists()
+
+
+def test_file_names_do_not_change_the_run(base_path: Path, photos: Path) -> None:
+    words = ("--owner", "alice", "--name", "robot", "--class", "cat", "--base", base_path, "--dry-run", "--json")
+    before = json.loads(submit(*words, "--pictures", photos).stdout)["run"]
+    for path in sorted(photos.iterdir()):
+        path.rename(photos / f"holiday-{path.name}")
+    assert json.loads(submit(*words, "--pictures", photos).stdout)["run"] == before
+
+
+def error_of(result: Result, kind: type[MosError]) -> str:
+    assert isinstance(result.exception, kind), result.exception
+    message = str(result.exception)
+    assert "\n" not in message
+    return message
+
+
+def test_bad_input_is_one_line_that_says_what_and_where(base_path: Path, photos: Path, tmp_path: Path) -> None:
+    given = ("--owner", "alice", "--name", "robot", "--class", "cat", "--dry-run")
+    with_base = (*given, "--base", base_path)
+    assert "--pictures" in error_of(submit(*given), UsageError)
+    assert "no such folder" in error_of(submit(*with_base, "--pictures", tmp_path / "none"), BadInputError)
+    (tmp_path / "empty").mkdir()
+    assert "no pictures" in error_of(submit(*with_base, "--pictures", tmp_path / "empty"), BadInputError)
+    missing = submit(*given, "--pictures", photos, "--base", tmp_path / "no-base")
+    assert "no-base" in error_of(missing, NotFoundError)
+    (photos / "broken.png").write_bytes(b"no picture")
+    assert "broken.png" in error_of(submit(*with_base, "--pictures", photos), BadInputError)
+
+
+def test_an_unknown_option_or_preset_is_named(base_path: Path, photos: Path) -> None:
+    words = ("--owner", "alice", "--name", "robot", "--class", "cat", "--pictures", photos, "--base", base_path)
+    assert "unknown stps" in error_of(submit(*words, "--dry-run", "-o", "stps=3"), BadInputError)
+    assert "'mine': expected one of" in error_of(submit(*words, "--dry-run", "--preset", "mine"), BadInputError)
+
+
+def test_a_private_ray_cannot_be_left_alone(base_path: Path, photos: Path) -> None:
+    words = ("--owner", "alice", "--name", "robot", "--class", "cat", "--pictures", photos, "--base", base_path)
+    assert "mos cluster up" in error_of(submit(*words, "--no-wait"), BadInputError)
