@@ -9,13 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster import keeper
 from cluster.errors import RayUnavailableError
 
+START_ATTEMPTS = 3
 OBJECT_STORE_BYTES = 256 * 2**20
 """Shared memory of the private object store: statistics and artifacts of a few concepts at a time."""
 
@@ -71,22 +72,34 @@ def local_ray(
         if ray.is_initialized():
             raise RayUnavailableError("this process is connected to a Ray already; disconnect before starting another")
         cpus = num_cpus or max(2, os.cpu_count() or 1)
+        session = Session(address="", dashboard_url=None, mark=mark, temp_dir=temp_dir, num_cpus=cpus)
         try:
-            try:
-                address, url = _start(temp_dir, cpus, num_gpus, dashboard)
-            except (OSError, RuntimeError, ValueError, TimeoutError) as error:
-                raise RayUnavailableError(f"Ray did not start: {error}; `mos doctor` may say why") from error
-            yield Session(address=address, dashboard_url=url, mark=mark, temp_dir=temp_dir, num_cpus=cpus)
+            yield _start(session, num_gpus, dashboard)
         finally:
             _disconnect(mark, temp_dir)
 
 
-def _start(temp_dir: str, num_cpus: int, num_gpus: int | None, dashboard: bool) -> tuple[str, str | None]:
+def _start(session: Session, num_gpus: int | None, dashboard: bool) -> Session:
+    """Start Ray, up to three times: on a machine that is very busy its own fixed 30 s may not be enough."""
+    assert session.mark is not None
+    assert session.temp_dir is not None
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            return _start_once(session, num_gpus, dashboard)
+        except Exception as error:  # Ray raises bare Exception here
+            _disconnect(session.mark, session.temp_dir)
+            if attempt == START_ATTEMPTS:
+                line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise RayUnavailableError(f"Ray did not start: {line}; `mos doctor` may say why") from error
+    raise AssertionError("unreachable")
+
+
+def _start_once(session: Session, num_gpus: int | None, dashboard: bool) -> Session:
     import ray
 
     context = ray.init(
         address="local",
-        num_cpus=num_cpus,
+        num_cpus=int(session.num_cpus),
         num_gpus=num_gpus,
         include_dashboard=dashboard,
         dashboard_host="127.0.0.1",
@@ -95,12 +108,12 @@ def _start(temp_dir: str, num_cpus: int, num_gpus: int | None, dashboard: bool) 
         logging_level="ERROR",
         namespace="mos",
         _node_ip_address="127.0.0.1",
-        _temp_dir=temp_dir,
+        _temp_dir=session.temp_dir,
     )
     url, address = context.address_info.get("webui_url"), str(context.address_info["gcs_address"])
     if not address.startswith("127.0.0.1:"):
-        raise RuntimeError(f"it listens on {address} instead of loopback only")
-    return address, f"http://{url}" if dashboard and url else None
+        raise RayUnavailableError(f"it listens on {address} instead of loopback only")
+    return replace(session, address=address, dashboard_url=f"http://{url}" if dashboard and url else None)
 
 
 def _read_environment_again() -> None:

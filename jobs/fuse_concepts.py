@@ -5,6 +5,7 @@ manifest and weights, so that the same fusion can be repeated and checked years 
 """
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +130,12 @@ def fuse_on_ray(
     with measured(intervals, "driver", "fusion", "driver"):
         if config.strategy != "gradient":
             return fuse(base, sources, config, progress=say), intervals
-        with RayFusionExecutor(base_name, config, options, on_interval=intervals.append, on_retry=say) as executor:
+        with (
+            RayFusionExecutor(base_name, config, options, on_interval=intervals.append, on_retry=say) as executor,
+            warnings.catch_warnings(),
+        ):
+            # Ray maps results read-only into memory; torch warns of that, and nothing writes to them.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
             model = fuse(base, sources, config, executor=executor, progress=say)
     return model, intervals
 
