@@ -1,0 +1,139 @@
+"""Fusion on actors: the same bits as in one process, whatever happens to the workers."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.failure import RetryPolicy
+from cluster.fusion import FusionWorker, RayFusionExecutor
+from cluster.pool import Call, PoolOptions, WorkerPool
+from cluster.session import Session
+from cluster.timeline import WorkInterval, num_processes
+from mos.base_model import BaseModel, load_base
+from mos.errors import BadInputError
+from mos.fusion import FusedModel, FusionConfig, FusionSource, StageRule, fuse, write_fused
+from tests.bases import saved_random_base
+from tests.mos.fusion.concepts import random_concept
+
+CONFIG = FusionConfig(
+    text_encoder=StageRule(steps=20, generic_weight=0.03, ridge=1e-3),
+    cross_attention=StageRule(steps=20, generic_weight=0.03, ridge=1e-3),
+    spatial=StageRule(steps=10, ridge=1e-3),
+    generic_prompts=("", "a photo"),
+    drift_prompts=("a boat",),
+    latent_seeds=(0,),
+    sampling_steps=2,
+)
+
+
+@pytest.fixture(scope="module")
+def base_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved_random_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def base(base_path: Path) -> BaseModel:
+    return load_base(base_path)
+
+
+@pytest.fixture(scope="module")
+def sources(base: BaseModel) -> list[FusionSource]:
+    return [random_concept(base, f"{owner}/thing", seed) for seed, owner in enumerate(("alice", "bob", "carol"))]
+
+
+def written(model: FusedModel, folder: Path) -> bytes:
+    return (write_fused(model, folder) / "fused.safetensors").read_bytes()
+
+
+def options(**more: object) -> PoolOptions:
+    return PoolOptions(num_workers=2, retries=RetryPolicy(max_retries=2, first_wait_s=0.0), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writ")
+def test_a_fusion_on_two_actors_one_killed_midway_gives_the_bits_of_one_process(
+    ray_session: Session, base: BaseModel, base_path: Path, sources: list[FusionSource], tmp_path: Path
+) -> None:
+    serial = fuse(base, sources, CONFIG)
+    intervals: list[WorkInterval] = []
+    retries: list[str] = []
+    with RayFusionExecutor(
+        str(base_path), CONFIG, options(), on_interval=intervals.append, on_retry=retries.append
+    ) as executor:
+        victim = executor.pool.process_ids()[0]
+
+        def kill_between_stages(line: str) -> None:
+            if line.startswith("text-encoder:") and "layers" in line:
+                os.kill(victim, signal.SIGKILL)
+
+        parallel = fuse(base, sources, CONFIG, executor=executor, progress=kill_between_stages)
+    assert written(parallel, tmp_path / "parallel") == written(serial, tmp_path / "serial")
+    assert retries
+    for role in ("recorder", "solver"):
+        assert num_processes([item for item in intervals if item.role == role]) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writ")
+@pytest.mark.parametrize("delay_s", [0.5, 2.0, 6.0])
+def test_a_fusion_worker_killed_inside_a_stage_changes_nothing(
+    ray_session: Session,
+    base: BaseModel,
+    base_path: Path,
+    sources: list[FusionSource],
+    tmp_path: Path,
+    delay_s: float,
+) -> None:
+    serial = fuse(base, sources, CONFIG)
+    with RayFusionExecutor(str(base_path), CONFIG, options()) as executor:
+        victim = executor.pool.process_ids()[1]
+        timer = threading.Timer(delay_s, os.kill, (victim, signal.SIGKILL))
+        timer.start()
+        parallel = fuse(base, sources, CONFIG, executor=executor)
+        timer.join()
+    assert written(parallel, tmp_path / "parallel") == written(serial, tmp_path / "serial")
+
+
+class Failing:
+    """A worker whose calls fail in the ways a pool must tell apart."""
+
+    def __init__(self, *, name: str) -> None:
+        self.name = name
+
+    def place(self) -> int:
+        return os.getpid()
+
+    def refuse(self) -> None:
+        raise BadInputError("no such thing")
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_pool_raises_user_errors_as_they_are_and_gives_up_on_a_deadly_call(ray_session: Session) -> None:
+    policy = RetryPolicy(max_retries=1, first_wait_s=0.0)
+    retries: list[str] = []
+    settings = PoolOptions(num_workers=1, retries=policy)
+    with WorkerPool("failing", Failing, {}, settings, on_retry=retries.append) as pool:
+        with pytest.raises(BadInputError, match="no such thing"):
+            pool.map([Call("refuse", (), "refuse")])
+        with pytest.raises(Exception, match="failed 2 times; the limit is 1 retries"):
+            pool.map([Call("die", (), "die")])
+    assert len(retries) == 1
+
+
+@pytest.mark.slow
+def test_a_closed_pool_gives_its_resources_back(ray_session: Session) -> None:
+    import ray
+
+    before = ray.available_resources()["CPU"]
+    pool = WorkerPool("fusion", FusionWorker, {"base": "", "config": CONFIG}, PoolOptions(num_workers=2))
+    assert ray.available_resources()["CPU"] < before
+    pool.close()
+    deadline = time.monotonic() + 60
+    while ray.available_resources()["CPU"] < before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == before
