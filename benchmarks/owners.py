@@ -45,12 +45,12 @@ def arrivals(*, num_owners: int, hours: float, steps: Sequence[int], seed: int) 
     made = []
     for owner in range(num_owners):
         at_s = float(rng.uniform(0, hours * 3600))
-        for number in range(int(rng.choice([1, 2, 5], p=[0.8, 0.15, 0.05]))):
-            made.append(
-                Arrival(
-                    run_id=f"{owner}-{number}", owner=f"owner-{owner}", at_s=at_s, steps=int(rng.choice(list(steps)))
-                )
-            )
+        number = int(rng.choice([1, 2, 5], p=[0.8, 0.15, 0.05]))
+        sizes = [int(rng.choice(list(steps))) for _ in range(number)]
+        made += [
+            Arrival(run_id=f"{owner}-{index}", owner=f"owner-{owner}", at_s=at_s, steps=size)
+            for index, size in enumerate(sizes)
+        ]
     return sorted(made, key=lambda arrival: (arrival.at_s, arrival.run_id))
 
 
@@ -73,6 +73,7 @@ def simulate(
     queue: list[Arrival] = []
     ends: list[tuple[float, str, str]] = []
     waits: dict[str, float] = {}
+    turns: dict[str, int] = {}
     by_id = {run.run_id: run for run in runs}
     coming = list(runs)[::-1]
     now_s = busy_s = 0.0
@@ -84,8 +85,9 @@ def simulate(
             _, run_id, gpu = heapq.heappop(ends)
             free[gpu] += 1
             held[by_id[run_id].owner] -= 1
-        for admission in admit(_queued(queue), _rooms(free), held, limits):
+        for admission in admit(_queued(queue), _rooms(free), held, limits, turns):
             run = by_id[admission.run_id]
+            turns[run.owner] = len(waits) + 1
             queue.remove(run)
             free[admission.worker] -= 1
             held[run.owner] += 1
@@ -100,9 +102,7 @@ def _queued(queue: Sequence[Arrival]) -> list[QueuedRun]:
 
 
 def _rooms(free: Mapping[str, int]) -> list[WorkerRoom]:
-    return [
-        WorkerRoom(name=name, base="base", free_slots=slots, free_bytes=1) for name, slots in free.items() if slots
-    ]
+    return [WorkerRoom(name=name, base="base", free_slots=slots, free_bytes=1) for name, slots in free.items() if slots]
 
 
 def _result(

@@ -1,8 +1,9 @@
 """Who gets the next free slot: pure admission rules over queued runs and living workers.
 
 A worker holds one frozen base and several slots on it; runs of different owners share it and come and go
-between steps. The next slot goes to the owner who has the fewest (fair share), within that owner's limit,
-and among an owner's runs to the oldest. It is taken on the worker with the most room.
+between steps. The next slot goes to the owner who has the fewest (fair share) and, among equals, to the one
+whose last turn is longest ago; within that owner's limit, and among an owner's runs to the oldest. It is taken
+on the worker with the most room.
 """
 
 from collections import Counter
@@ -80,7 +81,11 @@ def best_slots_per_worker(
 
 
 def admit(
-    queue: Sequence[QueuedRun], workers: Sequence[WorkerRoom], held: Mapping[str, int], limits: Limits
+    queue: Sequence[QueuedRun],
+    workers: Sequence[WorkerRoom],
+    held: Mapping[str, int],
+    limits: Limits,
+    turns: Mapping[str, int] | None = None,
 ) -> list[Admission]:
     """Fill the free slots.
 
@@ -89,17 +94,20 @@ def admit(
         workers: Living workers with their room.
         held: Owner -> slots held already.
         limits: The cluster's bounds.
+        turns: Owner -> number of their last admission, growing over time; none is before all.
 
     Returns:
         Whom to put where, in order of admission; runs that find no room stay queued.
     """
     waiting, slots, room = list(queue), Counter(held), {worker.name: worker for worker in workers}
+    last = dict(turns or {})
     admissions: list[Admission] = []
     while True:
-        chosen = _choose(waiting, room, slots, limits)
+        chosen = _choose(waiting, room, slots, last, limits)
         if chosen is None:
             return admissions
         run, worker = chosen
+        last[run.owner] = max(last.values(), default=0) + 1
         admissions.append(Admission(run_id=run.run_id, worker=worker.name))
         waiting.remove(run)
         slots[run.owner] += 1
@@ -112,10 +120,15 @@ def admit(
 
 
 def _choose(
-    waiting: Sequence[QueuedRun], room: Mapping[str, WorkerRoom], slots: Mapping[str, int], limits: Limits
+    waiting: Sequence[QueuedRun],
+    room: Mapping[str, WorkerRoom],
+    slots: Mapping[str, int],
+    last: Mapping[str, int],
+    limits: Limits,
 ) -> tuple[QueuedRun, WorkerRoom] | None:
     allowed = [run for run in waiting if _below_limit(slots.get(run.owner, 0), limits)]
-    for run in sorted(allowed, key=lambda run: slots.get(run.owner, 0)):  # stable: the oldest of equals first
+    order = sorted(allowed, key=lambda run: (slots.get(run.owner, 0), last.get(run.owner, 0)))  # stable: oldest first
+    for run in order:
         fits = [
             worker
             for worker in room.values()

@@ -31,13 +31,12 @@ class RunState(Enum):
 
 FINAL_STATES = frozenset({RunState.DONE, RunState.CANCELLED, RunState.FAILED})
 
-_ACTIVE = frozenset({RunState.QUEUED, RunState.RUNNING, RunState.RETRYING})
 _ENDS = frozenset({RunState.CANCELLED, RunState.FAILED, RunState.DONE})
 
 FOLLOWERS: dict[RunState, frozenset[RunState]] = {
-    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.CANCELLING}) | _ENDS,
+    RunState.QUEUED: frozenset({RunState.RUNNING, RunState.RETRYING, RunState.CANCELLING, RunState.STAGED}) | _ENDS,
     RunState.RUNNING: frozenset({RunState.RETRYING, RunState.CANCELLING, RunState.STAGED}) | _ENDS,
-    RunState.RETRYING: frozenset({RunState.RUNNING, RunState.CANCELLING}) | _ENDS,
+    RunState.RETRYING: frozenset({RunState.RUNNING, RunState.CANCELLING, RunState.STAGED}) | _ENDS,
     RunState.CANCELLING: frozenset({RunState.STAGED}) | _ENDS,
     RunState.STAGED: frozenset({RunState.DONE, RunState.FAILED, RunState.QUEUED}),
     RunState.DONE: frozenset(),

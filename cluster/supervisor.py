@@ -47,8 +47,8 @@ class PoolConfig:
     limits: Limits = field(default_factory=Limits)
     resources: Resources = TRAINER
     retries: RetryPolicy = field(default_factory=RetryPolicy)
-    pending_timeout_s: float = 120.0
-    heartbeat_timeout_s: float = 60.0
+    pending_timeout_s: float = 180.0
+    heartbeat_timeout_s: float = 180.0
     idle_timeout_s: float = 0.0
 
 
@@ -102,7 +102,8 @@ class Supervisor:
         self._queue: dict[str, _Run] = {}
         self._running: dict[str, _Run] = {}
         self._workers: dict[str, _Worker] = {}
-        self._numbers = itertools.count(1)
+        self._numbers, self._admissions = itertools.count(1), itertools.count(1)
+        self._turns: dict[str, int] = {}
         self.outcomes: dict[str, Event] = {}
 
     def enqueue(self, request: TrainingRequest, base: str) -> None:
@@ -294,7 +295,8 @@ class Supervisor:
             if worker.is_placed
         ]
         held = Counter(run.request.ref.owner for run in self._running.values())
-        for admission in admit(queue, rooms, held, self._config.limits):
+        for admission in admit(queue, rooms, held, self._config.limits, self._turns):
+            self._turns[self._queue[admission.run_id].request.ref.owner] = next(self._admissions)
             run, worker = self._queue.pop(admission.run_id), self._workers[admission.worker]
             run.worker = worker.name
             worker.runs.add(admission.run_id)

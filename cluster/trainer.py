@@ -20,7 +20,7 @@ from cluster.checkpoint import Checkpoints, RunPlace
 from cluster.failure import FaultKind, classify
 from cluster.progress import event_line
 from cluster.staging import read_pictures, read_staged_report, stage_result
-from cluster.timeline import Stopwatch
+from cluster.timeline import Stopwatch, process_cpu_s
 from mos.concept import ConceptRef
 from mos.errors import JobFailedError, MosError
 
@@ -213,6 +213,7 @@ class TrainerWorker:
             loss=loss,
             step_s=statistics.fmean(active.step_seconds[-recent:]),
             embedding_norm=report.embedding_norm,
+            cpu_s=process_cpu_s(),
         )
 
     def _save(self, trainer: "Trainer", active: _Active) -> None:

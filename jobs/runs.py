@@ -12,6 +12,7 @@ from cluster.progress import Event, Terminal
 from cluster.runs import RunBook, RunRecord
 from cluster.staging import delete_pictures, read_staged_report
 from cluster.states import RunState
+from jobs.options import DEFAULT_REGISTRY
 from jobs.specs import ConceptSpec, FusionSpec
 from jobs.train_concept import (
     Bookkeeper,
@@ -57,7 +58,7 @@ def submit_concept(
     prepared = prepare(spec, facts)
     if is_dry_run:
         return describe(prepared, facts)
-    registry = Registry.open(registry_url)
+    registry = Registry.open(registry_url, create=registry_url == DEFAULT_REGISTRY)  # one's own needs no ceremony
     book = RunBook()
     known = book.find(prepared.run_id)
     if known is not None and known.state is RunState.DONE:

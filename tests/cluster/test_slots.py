@@ -53,3 +53,9 @@ def test_the_number_of_slots_is_the_fastest_that_fits() -> None:
         for memory in (1000, 85, 60, 10)
     }
     assert best == {1000: 4, 85: 4, 60: 2, 10: 1}
+
+
+def test_among_equals_the_owner_whose_turn_is_longest_ago_comes_first() -> None:
+    queue = [run("a2", "alice"), run("b1", "bob")]
+    assert [item.run_id for item in admit(queue, [worker("w", 1)], {}, Limits(), {"alice": 1})] == ["b1"]
+    assert [item.run_id for item in admit(queue, [worker("w", 1)], {}, Limits(), {"alice": 1, "bob": 2})] == ["a2"]
