@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mos.base_model import BaseModel
 from mos.edlora.adapter import Adapter
@@ -159,7 +160,7 @@ def build_problem(
     key, rule = f"{component}/{site}", config.rule(stage.name)
     gram: Float64 | None = None
     num_rows = 0
-    ups: dict[str, list[Float64]] = {name: [] for name in names}
+    ups: dict[str, list[npt.NDArray[np.floating[Any]]]] = {name: [] for name in names}
     projected: dict[str, list[Float64]] = {name: [] for name in names}
     for source, stored in zip(sources, recorded, strict=True):
         own = stored.site(key)
@@ -168,7 +169,7 @@ def build_problem(
         for name in names:
             update = source.update(component, name)
             if update is not None:
-                ups[name].append(update.up.double().numpy())
+                ups[name].append(update.up.detach().cpu().numpy())
                 projected[name].append(update.down.double().numpy() @ own.gram)
     assert gram is not None
     common = generic.site(key).gram if generic is not None and rule.generic_weight > 0 else None

@@ -11,8 +11,10 @@ Q keeps inner products, so gradient methods started at zero take the same path i
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mos.fusion.errors import FusionError
@@ -24,11 +26,12 @@ class LinearProblem:
     """The concepts' wishes for one linear: delta_i = ups_i downs_i, to be met on inputs with Gram matrix G_i.
 
     Attributes:
-        ups: U_i, [out, rank_i] each, one a concept in a fixed order; scales absorbed.
+        ups: U_i, [out, rank_i] each, one a concept in a fixed order; scales absorbed; float32,
+            the concept's own memory.
         projected: V_i G_i, [rank_i, in] each.
     """
 
-    ups: tuple[Float64, ...]
+    ups: tuple[npt.NDArray[np.floating[Any]], ...]
     projected: tuple[Float64, ...]
 
 
@@ -91,7 +94,7 @@ def reduce_linear(problem: LinearProblem) -> ReducedLinear:
     The basis comes from a QR factorisation; where the U_i are linearly dependent some of its columns lie outside
     their span, and the corresponding rows of the target are zero up to rounding.
     """
-    ups = tensor_of(np.concatenate(problem.ups, axis=1))
+    ups = tensor_of(np.concatenate(problem.ups, axis=1, dtype=np.float64))
     projected = tensor_of(np.concatenate(problem.projected, axis=0))
     basis = torch.linalg.qr(ups).Q
     return ReducedLinear(basis=basis, target=basis.T @ ups @ projected)

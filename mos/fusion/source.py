@@ -45,12 +45,13 @@ class FusionSource:
     def update(self, component: str, linear: str) -> LowRank | None:
         """The concept's update of a layer with its scale absorbed, or None where it has none."""
         found = self.edlora.linears.get(component, {}).get(linear)
-        return None if found is None else found.scaled(float(self.scales.get(component, 1.0)))
+        factor = float(self.scales.get(component, 1.0))
+        return found if found is None or factor == 1.0 else found.scaled(factor)
 
     def updates(self, component: str) -> dict[str, LowRank]:
         """All updates of a component, scales absorbed."""
-        factor = float(self.scales.get(component, 1.0))
-        return {name: update.scaled(factor) for name, update in self.edlora.linears.get(component, {}).items()}
+        names = self.edlora.linears.get(component, {})
+        return {name: update for name in names if (update := self.update(component, name)) is not None}
 
     def concept_words(self) -> ConceptWords | None:
         """The concept's words, renamed after its owner so that two owners' equal words stay apart."""

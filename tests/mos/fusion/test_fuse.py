@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.random_concepts import random_concept
 from mos.base_model import BaseModel, fingerprint
 from mos.concept import ConceptRef
 from mos.edlora.adapter import Adapter, applied
@@ -31,7 +32,6 @@ from mos.fusion import (
     site_cost,
     write_fused,
 )
-from tests.mos.fusion.concepts import random_concept
 
 MakeConfig = Callable[..., FusionConfig]
 

@@ -2,10 +2,10 @@
 
 import pytest
 
+from benchmarks.random_concepts import random_concept
 from mos.base_model import BaseModel
 from mos.fusion import FusionConfig, FusionSource, StageRule, fuse
 from tests.mos.fusion.bases import wide_text_base
-from tests.mos.fusion.concepts import random_concept
 
 
 @pytest.fixture(scope="module")

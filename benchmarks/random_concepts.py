@@ -1,4 +1,4 @@
-"""Concepts with random updates on a tiny random base, for tests of the whole fusion."""
+"""Concepts with random updates on any base, for tests and benchmarks of fusion: real shapes, no training."""
 
 import torch
 

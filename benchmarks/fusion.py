@@ -1,0 +1,290 @@
+"""Gradient fusion against the paper's solver: time, memory, and error on what was fitted and what was not.
+
+python -m benchmarks.fusion              everything, one thread, about five CPU minutes
+python -m benchmarks.fusion --memory N   peak memory of the last stage's problems with N concepts (used by the above)
+
+The reference multiplies every input row in every evaluation; where all its steps would take hours, its time is that
+of three evaluations times the paper's number of steps, which leaves out what else it does.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.fusion_problems import RANK, SD15, Case, Shape, case_of, gram_of, inputs_of, site_of
+from benchmarks.results_file import Row, write_results
+from mos.fusion.config import FusionConfig
+from mos.fusion.problem import SiteProblem
+from mos.fusion.reference import solve_reference
+from mos.fusion.solver import solve_sites
+from mos.fusion.statistics import GramAccumulator
+
+CONCEPTS = 3
+RULES = {
+    "text": FusionConfig().text_encoder,
+    "cross": FusionConfig().cross_attention,
+    "spatial": FusionConfig().spatial,
+}
+
+
+def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Process CPU seconds of one call, and its result."""
+    before = time.process_time()
+    result = work()
+    return time.process_time() - before, result
+
+
+def accumulation_rows() -> list[Row]:
+    """The goal: a 320-wide site, 4096 tokens x 20 steps x 3 concepts, all three linears, accumulation included."""
+    shape = next(shape for shape in SD15 if shape.name == "spatial qkv 320->320")
+    inputs = inputs_of(shape)
+    rows = [inputs.rows(shape.rows) for _ in range(CONCEPTS)]
+    small = case_of(shape, CONCEPTS, rows=512)
+    closure, product = reference_closure(rows, small)
+    reference = closure * shape.steps * shape.linears
+    accumulate, grams = cpu_seconds(lambda: [_streamed(concept, 20) for concept in rows])
+    solve, _ = cpu_seconds(lambda: solve_sites([site_of(small, grams, ridge=RULES["spatial"].ridge)]))
+    how = "4096 tokens x 20 steps x 3 concepts, q, k and v; reference: closure x 50 steps x 3 linears"
+    return [
+        Row(name="320 site: reference closure / its three products", value=closure / (3 * product), unit="ratio",
+            goal="<= 1.5", how="one evaluation with gradient over 245,760 rows; one product timed alone"),
+        Row(name="320 site: reference", value=reference, unit="CPU s", how=how),
+        Row(name="320 site: accumulating the Gram matrices", value=accumulate, unit="CPU s", how=how),
+        Row(name="320 site: lbfgs, 50 steps", value=solve, unit="CPU s", how=how),
+        Row(name="320 site: reference / (accumulation + lbfgs)", value=reference / (accumulate + solve), unit="ratio",
+            goal=">= 100", how=how),
+        Row(name="320 site: reference / lbfgs", value=reference / solve, unit="ratio", how=how),
+    ]  # fmt: skip
+
+
+def _streamed(rows: torch.Tensor, steps: int) -> np.ndarray:
+    accumulator = GramAccumulator(precise=False)
+    for step in rows.chunk(steps):
+        accumulator.add(step[None])
+    return accumulator.statistics().gram
+
+
+def reference_closure(rows: Sequence[torch.Tensor], case: Case) -> tuple[float, float]:
+    """CPU seconds of one of the reference's evaluations with gradient, and of one product of its size.
+
+    Three steps of the solver are timed and divided by its evaluations, which are counted.
+    """
+    deltas = [up @ down for up, down in zip(case.ups[0], case.downs[0], strict=True)]
+    stacked = torch.cat(list(rows))
+    product, _ = min((cpu_seconds(lambda: stacked @ deltas[0].T) for _ in range(3)), key=lambda pair: pair[0])
+    evaluations = 0
+    original = torch.nn.functional.mse_loss
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal evaluations
+        evaluations += 1
+        return original(*arguments, **options)
+
+    torch.nn.functional.mse_loss = counted
+    try:
+        seconds, _ = cpu_seconds(lambda: solve_reference(rows, deltas, steps=3))
+    finally:
+        torch.nn.functional.mse_loss = original
+    return (seconds - product) / evaluations, product
+
+
+def shape_rows() -> list[Row]:
+    """CPU seconds of each solver at every shape of SD 1.5, and of the whole model by the number of its sites."""
+    result: list[Row] = []
+    totals = {"lbfgs": 0.0, "lbfgs-preconditioned": 0.0, "exact": 0.0}
+    for shape in SD15:
+        case = case_of(shape, CONCEPTS, rows=min(shape.rows, 2048))
+        rule = RULES[shape.stage.split()[0]]
+        problem = case.site(generic_weight=rule.generic_weight, ridge=rule.ridge)
+        how = (
+            f"one site, {CONCEPTS} concepts, {shape.linears} linears, {shape.steps} steps; the model has {shape.sites}"
+        )
+        losses: dict[str, float] = {}
+        for solver in totals:
+            seconds, solved = cpu_seconds(lambda: solve_sites([problem], solver=solver))  # noqa: B023
+            totals[solver] += seconds * shape.sites
+            losses[solver] = _objective(problem, solved[0].linears["linear-0"])
+            result.append(Row(name=f"{shape.name}: {solver}", value=seconds, unit="CPU s", how=how))
+        for solver in ("lbfgs", "lbfgs-preconditioned"):
+            gap = (losses[solver] - losses["exact"]) / abs(losses["exact"])
+            goal = "<= 1e-5" if solver == "lbfgs-preconditioned" else ""
+            result.append(
+                Row(name=f"{shape.name}: {solver}, gap to the optimum", value=gap, unit="ratio", goal=goal, how=how)
+            )
+    for solver, seconds in totals.items():
+        how = f"sum over sites of the figures above, {CONCEPTS} concepts, without recording"
+        result.append(Row(name=f"all 176 linears of SD 1.5: {solver}", value=seconds, unit="CPU s", how=how))
+    return result
+
+
+def _objective(problem: SiteProblem, solution: Any) -> float:
+    linear = problem.linears["linear-0"]
+    wish = np.concatenate(linear.ups, axis=1) @ np.concatenate(linear.projected)
+    update = solution.up @ solution.down
+    return float(np.einsum("ij,ij->", update @ problem.matrix, update) - 2 * np.einsum("ij,ij->", update, wish))
+
+
+def quality_rows() -> list[Row]:
+    """Fit, held-out error and drift of the default against the reference at the paper's 500 and 50 steps."""
+    result: list[Row] = []
+    for name, rows in (("text (out) 768->768", 176), ("cross 768->320", 6), ("spatial 320->320", 1024)):
+        shape = next(shape for shape in SD15 if shape.name == name)
+        case = case_of(shape, CONCEPTS, rows=rows)
+        deltas = [up @ down for up, down in zip(case.ups[0], case.downs[0], strict=True)]
+        seconds, update = cpu_seconds(lambda: solve_reference(case.fitted, deltas, steps=shape.steps))  # noqa: B023
+        rule = RULES[shape.stage.split()[0]]
+        problem = case.site(generic_weight=rule.generic_weight, ridge=rule.ridge)
+        ours, solved = cpu_seconds(lambda: solve_sites([problem]))  # noqa: B023
+        linear = solved[0].linears["linear-0"]
+        reference, default = case.figures(update.double().numpy()), case.figures(linear.up @ linear.down)
+        how = f"{rows} rows a concept, {CONCEPTS} concepts, {shape.steps} steps; float32 reference, all steps run"
+        result += [
+            Row(name=f"{name}: {figure}, {who}", value=figures[figure], unit="of the concepts' own", how=how)
+            for figure in ("fit", "held_out", "drift")
+            for who, figures in (("reference", reference), ("default", default))
+        ]
+        result += [
+            Row(name=f"{name}: {figure}, default / reference", value=default[figure] / reference[figure], unit="ratio",
+                goal="<= 1.0", how=how)
+            for figure in ("held_out", "drift")
+        ]  # fmt: skip
+        note = how + f"; the site has {shape.linears} linears"
+        result.append(Row(name=f"{name}: reference / lbfgs", value=seconds / ours, unit="ratio", how=note))
+    return result
+
+
+def memory_rows() -> list[Row]:
+    """Memory of the last stage, the largest, for 3, 14 and 100 concepts."""
+    found = {count: _measured_memory(count) for count in (3, 14, 100)}
+    how = "64 sites of SD 1.5's last stage, float64; a process of its own each"
+    result = [
+        Row(name=f"{count} concepts: sums and projections", value=values["statistics"], unit="MB", how=how)
+        for count, values in found.items()
+    ]
+    result += [
+        Row(name=f"{count} concepts: peak of the process, solved", value=values["peak"], unit="MB", how=how)
+        for count, values in found.items()
+    ]
+    for name, key, goal in (
+        ("statistics, a concept more", "statistics", "<= 3.0"),
+        ("peak of the process, a concept more", "peak", ""),
+    ):
+        growth = (found[100][key] - found[3][key]) / 97
+        result.append(
+            Row(name=name, value=growth, unit="MB", goal=goal, how="(100 concepts - 3 concepts) / 97; " + how)
+        )
+    return result
+
+
+def _measured_memory(count: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.fusion", "--memory", str(count)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    values: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return values
+
+
+def print_memory(count: int) -> None:
+    """Build and solve (exactly) the last stage's problems of `count` concepts; print megabytes as JSON."""
+    generator = np.random.default_rng(0)
+    problems = []
+    for shape in (shape for shape in SD15 if shape.stage.startswith("spatial")):
+        inputs = inputs_of(shape)
+        gram = gram_of(inputs.rows(2 * shape.width))
+        names = [f"{shape.name} {index}" for index in range(shape.sites)]
+        problems += [_grown_problem(name, shape, gram, count, generator) for name in names]
+    size = sum(problem.matrix.nbytes for problem in problems)
+    size += sum(rows.nbytes for problem in problems for linear in problem.linears.values() for rows in linear.projected)
+    for problem in problems:
+        solve_sites([problem], solver="exact")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"statistics": size / 1e6, "peak": peak / 1e6}))
+
+
+def _grown_problem(
+    name: str, shape: Shape, gram: np.ndarray, count: int, generator: np.random.Generator
+) -> SiteProblem:
+    from mos.fusion.problem import LinearProblem, regularised
+
+    total = np.zeros_like(gram)
+    linears: dict[str, tuple[list[Any], list[Any]]] = {f"linear-{index}": ([], []) for index in range(shape.linears)}
+    for _ in range(count):
+        total += gram
+        for ups, projected in linears.values():
+            ups.append(generator.standard_normal((shape.out, RANK)).astype(np.float32))
+            projected.append(generator.standard_normal((RANK, shape.width)) @ gram)
+    return SiteProblem(
+        site=name,
+        matrix=regularised(total, ridge=1e-3),
+        num_rows=count,
+        linears={key: LinearProblem(ups=tuple(u), projected=tuple(p)) for key, (u, p) in linears.items()},
+        steps=shape.steps,
+    )
+
+
+def pipeline_rows() -> list[Row]:
+    """The whole fusion of three concepts on the small base, where its weights are there."""
+    from benchmarks.random_concepts import random_concept
+    from mos.base_model import load_base
+    from mos.errors import NotFoundError
+    from mos.fusion import fuse
+
+    name, how = "small base, 3 concepts, whole fusion", "random updates of rank 4; recording, solving, measuring"
+    try:
+        base = load_base()
+    except NotFoundError:
+        return [Row(name=name, value=None, unit="CPU s", goal="<= 10", how=how + "; no small base here")]
+    sources = [random_concept(base, f"owner/concept-{index}@1", index, rank=RANK) for index in range(CONCEPTS)]
+    result = []
+    for solver in ("lbfgs", "exact"):
+        seconds, _ = cpu_seconds(lambda: fuse(base, sources, FusionConfig(solver=solver)))  # type: ignore[arg-type] # noqa: B023
+        goal = "<= 10" if solver == "lbfgs" else ""
+        result.append(Row(name=f"{name}, {solver}", value=seconds, unit="CPU s", goal=goal, how=how))
+    return result
+
+
+def gpu_rows() -> list[Row]:
+    """Fourteen concepts on a full-size SD 1.5 with random weights, on a GPU where there is one."""
+    how = "random weights and updates, 3 latent seeds x 20 steps at 512 px, recording and solving; the paper: 30-50 min"
+    name = "14 concepts on full-size SD 1.5, one GPU"
+    if not torch.cuda.is_available():
+        return [Row(name=name, value=None, unit="s", goal="<= 60", how=how + "; no GPU here")]
+    from benchmarks.random_concepts import random_concept
+    from mos.fusion import fuse
+    from mos.random_base import random_base
+
+    base = random_base(size="full")
+    sources = [random_concept(base, f"owner/concept-{index}@1", index, rank=RANK) for index in range(14)]
+    base.to(device="cuda")
+    started = time.monotonic()
+    fuse(base, sources, FusionConfig(solver="exact", measure=False))
+    torch.cuda.synchronize()
+    return [Row(name=name, value=time.monotonic() - started, unit="s", goal="<= 60", how=how)]
+
+
+def main() -> None:
+    """Measure and write benchmarks/results/fusion.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--memory", type=int)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.memory is not None:
+        print_memory(arguments.memory)
+        return
+    rows: list[Row] = []
+    for part in (accumulation_rows, shape_rows, quality_rows, memory_rows, pipeline_rows, gpu_rows):
+        seconds, found = cpu_seconds(part)
+        print(f"-- {part.__doc__} ({seconds:.0f} CPU s)", flush=True)
+        rows += found
+    write_results("fusion", rows)
+
+
+if __name__ == "__main__":
+    main()
