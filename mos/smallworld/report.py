@@ -14,6 +14,7 @@ from PIL import Image
 from transformers import CLIPModel
 
 from mos.errors import MosError, NotFoundError
+from mos.sampling.config import SamplingConfig
 from mos.smallworld.assets import WEIGHTS, load_probe
 from mos.smallworld.figures import (
     Figure,
@@ -34,11 +35,24 @@ from mos.smallworld.world import PICTURE_SIZE, World, load_world
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """How much is measured: pictures of each kind, sampling steps and guidance, and the seed of everything."""
+    """How much is measured.
+
+    Attributes:
+        renders: Held-out renders read by the probe and put through the autoencoder.
+        samples: Pictures of one subject drawn by the base.
+        groups: Pictures of two and of three subjects.
+        concepts: Concepts trained and drawn, one a class; 0 leaves that out, each takes about a minute.
+        seeds_per_place: Samples of each concept on each backdrop.
+        num_inference_steps: Sampling steps.
+        guidance_scale: Of the samples.
+        seed: Of everything.
+    """
 
     renders: int = 512
     samples: int = 512
     groups: int = 64
+    concepts: int = 0
+    seeds_per_place: int = 4
     num_inference_steps: int = 25
     guidance_scale: float = 4.0
     seed: int = 20
@@ -52,6 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         renders=options.renders,
         samples=options.samples,
         groups=options.groups,
+        concepts=options.concepts,
         num_inference_steps=options.steps,
         guidance_scale=options.guidance,
         seed=options.seed,
@@ -87,6 +102,8 @@ def measure(weights: Path, world: World, config: ReportConfig, *, grids: Path | 
     scorer = CLIPModel.from_pretrained(weights / "scorer", torch_dtype=torch.float32).eval()
     figures.append(measure_scorer(scorer, seed=config.seed, world=world))
     figures += _sample_figures(pipeline, probe, world, config, grids)
+    if config.concepts:
+        figures += _concept_figures(weights, probe, world, config, grids)
     if grids is not None:
         pictures = [render_scene(scene, with_masks=False).image for scene in scenes[:16]]
         sheet([*pictures, *reconstruct(pipeline.vae, pictures)], columns=16).save(grids / "autoencoder.png")
@@ -142,6 +159,27 @@ def _sample_figures(
     return figures
 
 
+def _concept_figures(
+    weights: Path, probe: Probe, world: World, config: ReportConfig, grids: Path | None
+) -> list[Figure]:
+    from mos.smallworld.concept_figures import measure_concepts
+
+    sampling = SamplingConfig(num_inference_steps=config.num_inference_steps, guidance_scale=config.guidance_scale)
+    with torch.enable_grad():
+        figures, samples = measure_concepts(
+            weights,
+            probe,
+            world,
+            seed=config.seed,
+            count=config.concepts,
+            seeds_per_place=config.seeds_per_place,
+            sampling=sampling,
+        )
+    if grids is not None:
+        sheet(samples, columns=2 * len(world.backdrops)).save(grids / "concepts.png")
+    return figures
+
+
 def _row(figure: Figure) -> dict[str, object]:
     return {**asdict(figure), "value": round(figure.value, 4), "holds": figure.holds}
 
@@ -156,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--renders", type=int, default=defaults.renders)
     parser.add_argument("--samples", type=int, default=defaults.samples)
     parser.add_argument("--groups", type=int, default=defaults.groups)
+    parser.add_argument("--concepts", type=int, default=defaults.concepts, help="train and draw so many")
     parser.add_argument("--steps", type=int, default=defaults.num_inference_steps)
     parser.add_argument("--guidance", type=float, default=defaults.guidance_scale)
     parser.add_argument("--seed", type=int, default=defaults.seed)
