@@ -43,18 +43,24 @@ def identity_policies(url: str, owners: Sequence[str]) -> dict[str, Json]:
     return {role: _document(statements) for role, statements in policies.items()}
 
 
-def bucket_policy(url: str, owners: Mapping[str, str], *, indexer: str, readers: Sequence[str] = ("*",)) -> Json:
+def bucket_policy(
+    url: str, owners: Mapping[str, str], *, administrator: str, indexer: str, readers: Sequence[str] = ("*",)
+) -> Json:
     """One bucket policy for servers without IAM (Ceph radosgw, MinIO).
 
     Args:
         url: The registry.
         owners: Owner -> principal, such as `arn:aws:iam:::user/alice`.
+        administrator: The administrator's principal; objects belong to who wrote them, so even the bucket's
+            owner needs to be named.
         indexer: The indexer's principal.
         readers: Principals that may read the shelf; `*` is everyone.
     """
     bucket, prefix = split_url(url)
     everyone = {"AWS": [*dict.fromkeys([*readers, indexer, *owners.values()])]}
     statements: list[Json] = [{**item, "Principal": everyone} for item in _read(bucket, prefix)]
+    everything = _allow("Administer", ["s3:*"], bucket, prefix, ("*",))
+    statements.append({**everything, "Principal": {"AWS": [administrator]}})
     for owner, principal in sorted(owners.items()):
         statements += [{**item, "Principal": {"AWS": [principal]}} for item in _owner(bucket, prefix, owner)]
     statements += [{**item, "Principal": {"AWS": [indexer]}} for item in _indexer(bucket, prefix)]
@@ -99,7 +105,8 @@ def _list(bucket: str, prefix: str) -> Json:
         "Resource": [f"arn:aws:s3:::{bucket}"],
     }
     if prefix:
-        statement["Condition"] = {"StringLike": {"s3:prefix": [f"{prefix}*"]}}
+        # IfExists: asking for one absent object names no prefix, and must say 404, not 403.
+        statement["Condition"] = {"StringLikeIfExists": {"s3:prefix": [f"{prefix}*"]}}
     return statement
 
 

@@ -169,17 +169,26 @@ def nearest_in(data: bytes, unit_queries: Floats, limit: int) -> list[Neighbour]
         return []
     if dims != {unit_queries.shape[1]}:
         raise BadInputError(f"embeddings of {dims} numbers, the query has {unit_queries.shape[1]}: another scorer")
-    codes = np.frombuffer(b"".join(table["codes"].to_pylist()), dtype=np.int8).reshape(-1, unit_queries.shape[1])
-    counts = np.asarray([len(scales) for scales in table["scales"].to_pylist()])
-    scales = np.asarray([scale for scales in table["scales"].to_pylist() for scale in scales], np.float32)
+    packed, scales, starts = _unpacked(table)
+    codes = packed.reshape(-1, unit_queries.shape[1])
     cosines = (codes.astype(np.float32) @ unit_queries.T).max(axis=1) * scales
-    best = np.maximum.reduceat(cosines, np.concatenate([[0], np.cumsum(counts)[:-1]]))
+    best = np.maximum.reduceat(cosines, starts)
     chosen = np.argsort(-best, kind="stable")[:limit]
     records = table.select(["owner", "concept", "version"]).take(chosen).to_pylist()
     return [
         Neighbour(ConceptRef(record["owner"], record["concept"], record["version"]), float(best[index]))
         for record, index in zip(records, chosen, strict=True)
     ]
+
+
+def _unpacked(table: Any) -> tuple[NDArray[np.int8], Floats, NDArray[np.int64]]:
+    """The bytes of all embeddings, the scale of each, and where each version's first one is; nothing is copied."""
+    codes = table["codes"].combine_chunks()
+    scales = table["scales"].combine_chunks()
+    edges = np.frombuffer(codes.buffers()[1], np.int32)[codes.offset : codes.offset + len(codes) + 1]
+    packed = np.frombuffer(codes.buffers()[2], np.int8)[edges[0] : edges[-1]]
+    starts = scales.offsets.to_numpy()[:-1].astype(np.int64)
+    return packed, scales.values.to_numpy(zero_copy_only=False).astype(np.float32), starts
 
 
 def top(neighbours: Iterable[Neighbour], limit: int) -> list[Neighbour]:

@@ -40,7 +40,12 @@ def init(
         print_json(
             {
                 "identity_policies": identity_policies(url, owners),
-                "bucket_policy": bucket_policy(url, principals, indexer="arn:aws:iam:::user/indexer"),
+                "bucket_policy": bucket_policy(
+                    url,
+                    principals,
+                    administrator="arn:aws:iam:::user/administrator",
+                    indexer="arn:aws:iam:::user/indexer",
+                ),
             }
         )
         return

@@ -64,3 +64,19 @@ def make_bucket(endpoint: str, name: str) -> None:
         aws_secret_access_key="testing",
     )
     client.create_bucket(Bucket=name)
+
+
+def main(bucket: str) -> None:
+    """Run a server with one bucket, print its endpoint, and wait to be terminated."""
+    import signal
+
+    with moto_server() as endpoint:
+        make_bucket(endpoint, bucket)
+        print(endpoint, flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1])
