@@ -38,7 +38,8 @@ def measure(
         num_workers: How many processes.
         each: Registrations a process.
     """
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.registry"])  # so that a worker starts in a moment
     gate, results = context.Barrier(num_workers), context.Queue()
     workers = [
         context.Process(target=_work, args=(work, (*arguments, number), each, gate, results))

@@ -55,7 +55,9 @@ def as_user(gateway: RadosGateway) -> Iterator[As]:
         client = boto3.session.Session().client("s3")
         client.create_bucket(Bucket="shelf")
         owners = {name: f"arn:aws:iam:::user/{name}" for name in ("alice", "bob")}
-        policy = bucket_policy(URL, owners, indexer="arn:aws:iam:::user/indexer", readers=["arn:aws:iam:::user/reader"])
+        names = {"administrator": "root", "indexer": "indexer"}
+        roles = {role: f"arn:aws:iam:::user/{name}" for role, name in names.items()}
+        policy = bucket_policy(URL, owners, **roles, readers=["arn:aws:iam:::user/reader"])
         client.put_bucket_policy(Bucket="shelf", Policy=json.dumps(policy))
         yield connect
 
