@@ -260,6 +260,10 @@ def _base_of(pipe: Any) -> BaseModel:
     }
     if not encoders or getattr(pipe, "unet", None) is None:
         raise BadInputError(f"{type(pipe).__name__}: expected a Stable Diffusion pipeline with text encoder and U-Net")
+    if any(hasattr(part, "_hf_hook") for part in (pipe.unet, *encoders.values())):
+        raise BadInputError(
+            "the pipeline offloads its parts, so their weights cannot be exchanged; move it whole, .to()"
+        )
     return assemble(
         name=str(getattr(pipe.config, "_name_or_path", "") or type(pipe).__name__),
         unet=pipe.unet,

@@ -144,6 +144,13 @@ def test_applying_twice_is_refused():
     mos.apply(pipe, _concept(random_base("sd1"))).remove()
 
 
+def test_an_offloaded_pipeline_is_refused():
+    pipe = pipeline_of(random_base("sd1"))
+    pipe.unet._hf_hook = object()  # what accelerate leaves on an offloaded module
+    with pytest.raises(BadInputError, match="offloads its parts"):
+        mos.apply(pipe, _concept(random_base("sd1")))
+
+
 def test_importing_mos_loads_no_torch():
     code = "import mos, sys; assert 'torch' not in sys.modules; assert 'apply' in dir(mos); print(mos.__all__)"
     result = subprocess.run(
