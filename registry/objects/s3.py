@@ -50,7 +50,7 @@ class S3Store:
         self._prefix = f"{check_key(prefix)}/" if prefix else ""
         config = Config(
             signature_version="s3v4",
-            retries={"max_attempts": max_attempts, "mode": "standard"},
+            retries={"total_max_attempts": max_attempts, "mode": "standard"},
             connect_timeout=timeout_s,
             read_timeout=timeout_s,
             max_pool_connections=64,
