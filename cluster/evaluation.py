@@ -79,7 +79,7 @@ def evaluations(registry_url: str) -> list[str]:
     from registry.objects.location import open_store
 
     keys = (stored.key.split("/") for stored in open_store(registry_url).list("evaluations/"))
-    return sorted({parts[1] for parts in keys if len(parts) == 3})
+    return sorted({parts[1] for parts in keys if len(parts) == 3 and len(parts[1]) == 64})
 
 
 def run_evaluation(

@@ -95,15 +95,15 @@ def prepare_evaluation(request: EvaluationRequest) -> "EvaluationJob":
     )
 
 
-def run_here(job: "EvaluationJob", *, ray_address: str | None, on_block: "OnBlock | None") -> "EvaluationOutcome":
-    """Run a job on the Ray at an address, or on a private one."""
-    from cluster.evaluation import missing_blocks, run_evaluation
+def run_here(
+    job: "EvaluationJob", *, ray_address: str | None, on_block: "OnBlock | None", use_ray: bool = True
+) -> "EvaluationOutcome":
+    """Run a job on the Ray at an address, or on a private one, or in this process alone."""
+    from cluster.evaluation import missing_blocks, run_evaluation, run_serially
     from cluster.session import connected
 
-    if not missing_blocks(job):
-        from cluster.evaluation import run_serially
-
-        return run_serially(job)  # nothing to draw: no Ray is started, the settings are noted
+    if not use_ray or not missing_blocks(job):  # with nothing to draw the settings are noted all the same
+        return run_serially(job, on_block=on_block)
     with connected(ray_address):
         return run_evaluation(job, on_block=on_block)
 

@@ -66,13 +66,13 @@ def search(
     registry = _open(registry_url)
     rows = registry.search(Query(text=" ".join(text), limit=limit if not (like or prompt) else 10_000, **filters))
     if like is None and prompt is None:
-        print_rows(rows, as_json)
+        print_rows(rows, as_json, registry=registry)
         return
     fitting = {row.ref for row in rows}
     images = [] if like is None else [read_picture(like)]
     found = registry.similar(load_scorer(scorer), images=images, prompts=[prompt] if prompt else [], limit=10_000)
     hits = [(row, closeness) for row, closeness in found if row.ref in fitting][:limit]
-    print_rows([row for row, _ in hits], as_json, [closeness for _, closeness in hits])
+    print_rows([row for row, _ in hits], as_json, [closeness for _, closeness in hits], registry=registry)
 
 
 @command.command("show")
@@ -81,12 +81,16 @@ def search(
 @json_option
 def show(ref: str, registry_url: str, as_json: bool) -> None:
     """Show one version: what it is, its state, its licence, its files. REF is owner/name or owner/name@version."""
+    from jobs.evaluate_signing import one_line, verified_scores
+
     registry = _open(registry_url)
     found = registry.resolve(ref, allow_unlisted=True)
     data = describe(found)
+    data["evaluation"] = verified_scores(registry, found.ref, found.weights_sha256)
     if as_json:
         print_json(data)
         return
+    data["evaluation"] = one_line(data["evaluation"])
     for name, value in data.items():
         if value not in ("", [], {}, None):
             click.echo(f"{name:<16} {_one_line(value)}")
@@ -222,12 +226,18 @@ def delete(ref: str, reason: str, yes: bool, registry_url: str) -> None:
         click.echo(f"mos: {row.ref} was fused from it", err=True)
 
 
-def print_rows(rows: list["Row"], as_json: bool, closeness: list[float] | None = None) -> None:
-    """Print catalogue rows as a table, or as JSON with every column."""
+def print_rows(
+    rows: list["Row"], as_json: bool, closeness: list[float] | None = None, *, registry: "Registry | None" = None
+) -> None:
+    """Print catalogue rows as a table, or as JSON with every column; a registry adds verified evaluations."""
+    from jobs.evaluate_signing import one_line, verified_scores
+
+    scores = [{} if registry is None else verified_scores(registry, row.ref, row.weights_sha256) for row in rows]
     if as_json:
         print_json(
             [
                 {**row.to_dict(), "ref": str(row.ref), **({} if closeness is None else {"similarity": closeness[i]})}
+                | ({"evaluation": scores[i]} if scores[i] else {})
                 for i, row in enumerate(rows)
             ]
         )
@@ -237,7 +247,8 @@ def print_rows(rows: list["Row"], as_json: bool, closeness: list[float] | None =
     for index, row in enumerate(rows):
         near = "" if closeness is None else f"{closeness[index]:.3f}  "
         word = ConceptRef(row.owner, row.concept).word if row.kind == "concept" else "fusion"
-        click.echo(f"{near}{row.ref!s:<32} {row.state:<12} {word:<24} {row.licence:<12} {row.title}".rstrip())
+        line = f"{near}{row.ref!s:<32} {row.state:<12} {word:<24} {row.licence:<12} {row.title}"
+        click.echo(f"{line}  {one_line(scores[index])}".rstrip())
 
 
 def describe(found: "Resolved") -> dict[str, Any]:

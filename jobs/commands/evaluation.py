@@ -93,6 +93,34 @@ def report(evaluation: str, out: Path, highlight: str, registry_url: str) -> Non
     click.echo(str(path))
 
 
+@command.command()
+@click.argument("evaluation")
+@click.argument("refs", nargs=-1, required=True, metavar="REF...")
+@click.option("--allow-unlisted", is_flag=True, help="Also sign versions that are not listed.")
+@base_option
+@registry_option
+@json_option
+def sign(
+    evaluation: str, refs: tuple[str, ...], allow_unlisted: bool, base: str | None, registry_url: str, as_json: bool
+) -> None:
+    """Sign EVALUATION's scores of the published versions REF, for search and show to display.
+
+    Only the registry's evaluator can: it takes the indexer's key, and pictures drawn with the very weights.
+
+    \b
+      mos evaluation sign 3fa1 alice/robot@1 bob/cat@2
+    """
+    from jobs.evaluate_signing import sign_evaluation
+    from registry import Registry
+
+    signed = sign_evaluation(Registry.open(registry_url), evaluation, refs, base, allow_unlisted=allow_unlisted)
+    if as_json:
+        print_json(signed)
+    else:
+        for line in signed:
+            click.echo(f"{line['ref']}  {line['pictures']} pictures")
+
+
 @click.command("evaluation")
 @click.argument("models", nargs=-1, metavar="MODEL...")
 @click.option("--suite", default="small-world", show_default=True, help=SUITE_HELP)
@@ -104,6 +132,7 @@ def report(evaluation: str, out: Path, highlight: str, registry_url: str) -> Non
 @click.option("--identity", "identities", multiple=True, metavar="CONCEPT=CLASS:SEED", help="Who it is (small world).")
 @click.option("--scorer", default=None, metavar="PATH", help="A transformers CLIPModel; default the small world's.")
 @click.option("--ray-address", metavar="HOST:PORT", default=None, help="A Ray to run on; default a private one.")
+@click.option("--no-ray", is_flag=True, help="Draw and score in this one process, for small evaluations.")
 @click.option("--allow-unlisted", is_flag=True, help="Also evaluate what the catalogue does not list.")
 @base_option
 @registry_option
@@ -119,6 +148,7 @@ def submit_evaluation(
     identities: tuple[str, ...],
     scorer: str | None,
     ray_address: str | None,
+    no_ray: bool,
     allow_unlisted: bool,
     base: str | None,
     registry_url: str,
@@ -149,7 +179,7 @@ def submit_evaluation(
         allow_unlisted=allow_unlisted,
     )
     job = prepare_evaluation(request)
-    outcome = run_here(job, ray_address=ray_address, on_block=_say)
+    outcome = run_here(job, ray_address=ray_address, on_block=_say, use_ray=not no_ray)
     if as_json:
         print_json(vars(outcome))
     else:
