@@ -5,6 +5,7 @@ manifest and weights, so that the same fusion can be repeated and checked years 
 """
 
 import json
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -86,15 +87,23 @@ def check_lock(out: Path, entries: Sequence[dict[str, Any]]) -> None:
         raise BadInputError(f"{out}: holds a fusion of {before}; choose another folder with --out")
 
 
-def load_sources(registry: "Registry", found: Sequence["Resolved"], base: "BaseModel") -> list["FusionSource"]:
-    """Pull every concept, verified, and read it strictly against the base."""
+def load_sources(
+    registry: "Registry", found: Sequence["Resolved"], base: "BaseModel", config: "FusionConfig | None" = None
+) -> list["FusionSource"]:
+    """Pull every concept, verified, and read it strictly against the base.
+
+    Another base's concepts and those with too large norms are refused here, unless the config says how the fusion
+    is to take them; it then checks them itself.
+    """
     from mos.artifact import read_artifact
     from mos.fusion import FusionSource
 
+    is_lenient = config is not None and (config.allow_base_mismatch or config.clip_norm is not None)
+    facts = None if is_lenient else base.facts
     return [
         FusionSource(
             ref=item.ref,
-            edlora=read_artifact(registry.pull(item), base.facts),
+            edlora=read_artifact(registry.pull(item), facts),
             sha256=item.manifest.weights.sha256,
         )
         for item in found
@@ -120,6 +129,7 @@ def fuse_on_ray(
     options: "PoolOptions",
     *,
     say: Callable[[str], None],
+    cache: Path | None = None,
 ) -> tuple["FusedModel", list["WorkInterval"]]:
     """Fuse on the connected Ray; returns the model and who did what when."""
     from cluster.fusion import RayFusionExecutor
@@ -136,7 +146,7 @@ def fuse_on_ray(
         ):
             # Ray maps results read-only into memory; torch warns of that, and nothing writes to them.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writ", category=UserWarning)
-            model = fuse(base, sources, config, executor=executor, progress=say)
+            model = fuse(base, sources, config, executor=executor, progress=say, cache=cache)
     return model, intervals
 
 
@@ -171,8 +181,13 @@ def run_fusion(
     ray_address: str | None = None,
     num_workers: int = 2,
     say: Callable[[str], None],
+    cache: Path | None = None,
+    merge: Path | None = None,
 ) -> FusionOutcome:
     """The whole way from a spec to a folder, on a private Ray or the one at `ray_address`.
+
+    `cache` keeps what was recorded of single concepts for later fusions; `merge` is a folder for a complete diffusers
+    pipeline besides.
 
     Raises:
         MosError: Whatever is wrong with concepts, licences, options, folder or cluster; nothing is written then.
@@ -180,6 +195,7 @@ def run_fusion(
     from cluster.pool import PoolOptions
     from cluster.session import connected
     from mos.base_model import load_base
+    from mos.fusion.pipeline import write_pipeline
 
     found = resolve_all(registry, spec)
     entries = lock_entries(found)
@@ -187,12 +203,17 @@ def run_fusion(
     check_lock(out, entries)
     config = fusion_config(spec)
     base = load_base(spec.base or None)
-    sources = load_sources(registry, found, base)
+    sources = load_sources(registry, found, base, config)
+    started = time.monotonic()
     say(f"fusing {', '.join(entry['ref'] for entry in entries)}")
     with connected(ray_address):
         options = PoolOptions(num_workers=num_workers)
-        model, intervals = fuse_on_ray(base, spec.base, sources, config, options, say=say)
+        model, intervals = fuse_on_ray(base, spec.base, sources, config, options, say=say, cache=cache)
+    say(f"fused in {time.monotonic() - started:.1f} s")
     write_outcome(model, out, entries)
+    if merge is not None:
+        write_pipeline(base, model.adapter, merge)
+        say(f"wrote the pipeline {merge}; its words have one embedding, the mean over the layers")
     published = ""
     if spec.publish:
         run_id = spec.run_id({entry["ref"]: entry["manifest_sha256"] for entry in entries})

@@ -1,11 +1,13 @@
 """`mos fuse`: fuse concepts of the registry into one model."""
 
+import json
 from pathlib import Path
 
 import click
 
 from jobs.commands.submit import ray_address_option
 from jobs.options import base_option, json_option, print_json, registry_option
+from mos.errors import UsageError
 
 
 @click.command("fuse")
@@ -23,6 +25,17 @@ from jobs.options import base_option, json_option, print_json, registry_option
 @click.option(
     "-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="One option, such as solver=exact."
 )
+@click.option("--extend", type=click.Path(path_type=Path), help="Start from the concepts and options of a fused model.")
+@click.option("--add", multiple=True, metavar="OWNER/NAME", help="With --extend: a concept to fuse as well.")
+@click.option("--remove", multiple=True, metavar="OWNER/NAME", help="With --extend: a concept to leave out.")
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Keep what is recorded of each concept here for later fusions."
+)
+@click.option("--merge", type=click.Path(path_type=Path), help="Also write a complete diffusers pipeline here.")
+@click.option("--clip-norm", type=float, help="Scale far too large concepts down to this part of the base's norm.")
+@click.option(
+    "--allow-base-mismatch", is_flag=True, help="Fuse concepts of other bases; they may come out as anything."
+)
 @base_option
 @registry_option
 @ray_address_option
@@ -36,6 +49,13 @@ def command(
     allow_unlisted: bool,
     workers: int,
     options: tuple[str, ...],
+    extend: Path | None,
+    add: tuple[str, ...],
+    remove: tuple[str, ...],
+    cache: Path | None,
+    merge: Path | None,
+    clip_norm: float | None,
+    allow_base_mismatch: bool,
     base: str | None,
     registry_url: str,
     ray_address: str | None,
@@ -45,12 +65,18 @@ def command(
 
     \b
       mos fuse --from-registry alice/robot bob/cat carol/house --out fused/
+      mos fuse --extend fused/ --add dave/mug --remove bob/cat --out other/
     """
     from jobs.fuse_concepts import run_fusion
     from jobs.submission import fusion_spec
     from registry import Registry
 
     del is_from_registry
+    concepts, options = _extended(extend, concepts, add, remove, options)
+    options += () if clip_norm is None else (f"clip_norm={clip_norm}",)
+    if allow_base_mismatch:
+        options += ("allow_base_mismatch=true",)
+        click.echo("fusing concepts of other bases: their updates rest on weights this base does not have", err=True)
     spec = fusion_spec(spec_path, concepts, out, options, base=base, publish=publish, allow_unlisted=allow_unlisted)
     if allow_unlisted:
         click.echo("also fusing what the catalogue does not list: nobody has checked it", err=True)
@@ -60,6 +86,8 @@ def command(
         ray_address=ray_address,
         num_workers=workers,
         say=lambda text: click.echo(text, err=True),
+        cache=cache,
+        merge=merge,
     )
     words = list(outcome.model.words)
     if as_json:
@@ -70,3 +98,33 @@ def command(
     click.echo(f"words        {' '.join(words)}")
     if outcome.published:
         click.echo(f"published    {outcome.published}")
+
+
+def _extended(
+    extend: Path | None,
+    concepts: tuple[str, ...],
+    add: tuple[str, ...],
+    remove: tuple[str, ...],
+    options: tuple[str, ...],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Concepts and options of a fusion that starts from a fused model; options given now win."""
+    if extend is None:
+        if add or remove:
+            raise UsageError("--add and --remove change a fused model; name it with --extend")
+        return concepts, options
+    if concepts:
+        raise UsageError("--extend takes its concepts from the fused model; use --add and --remove")
+    from mos.fusion import FusionConfig, extended_refs, read_fused_record
+
+    record = read_fused_record(extend)
+    kept = FusionConfig.from_json(record["config"]).to_json()
+    differing = {name: value for name, value in kept.items() if value != FusionConfig().to_json()[name]}
+    texts = tuple(f"{name}={_toml(value)}" for name, value in differing.items() if value is not None)
+    return extended_refs(record, add, remove), texts + options
+
+
+def _toml(value: object) -> str:
+    """A JSON value as TOML writes it; tables inline."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_toml(item)}" for name, item in value.items()) + "}"
+    return json.dumps(value)

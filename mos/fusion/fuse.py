@@ -127,6 +127,8 @@ class _Run:
         digest = "" if upstream is None else adapter_digest(upstream)
         keys = [statistics_key(stage, self._base, source, digest, self._config) for source in wanted]
         found = {key: self._store.find(key) for key in keys}
+        if any(found.values()):
+            self._progress(f"{stage.name}: {sum(map(bool, found.values()))} of {len(keys)} recordings from the cache")
         missing = [(key, source) for key, source in zip(keys, wanted, strict=True) if found[key] is None]
         results = self._executor.record(stage, [source for _, source in missing], upstream) if missing else ()
         for (key, source), statistics in zip(missing, results, strict=True):

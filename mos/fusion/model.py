@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mos.artifact import ArtifactError, linear_key
+from mos.concept import ConceptRef
 from mos.edlora.adapter import Adapter, ConceptWords
 from mos.edlora.lora import LowRank
-from mos.errors import NotFoundError
+from mos.errors import BadInputError, NotFoundError
 from mos.facts import BaseFacts
 from mos.fusion.config import FusionConfig
 from mos.fusion.errors import BaseMismatchError
@@ -127,6 +128,34 @@ def read_fused_record(directory: str | Path) -> dict[str, Any]:
             "pip install --upgrade mos"
         )
     return dict(record)
+
+
+def extended_refs(record: Mapping[str, Any], add: Sequence[str], remove: Sequence[str]) -> tuple[str, ...]:
+    """The concepts of a fused model after adding and removing some, as `owner/name[@version]` in order.
+
+    An added concept replaces an older version of itself; a removed one may be named without its version.
+
+    Args:
+        record: What `read_fused_record` returned.
+        add: Concepts to fuse as well.
+        remove: Concepts to leave out.
+
+    Raises:
+        NotFoundError: If a concept to remove is not in the model.
+        BadInputError: If nothing is left.
+    """
+    sources = record.get("sources", [])
+    found = {str(ConceptRef.parse(item["ref"]).at(1)): str(item["ref"]) for item in sources}
+    for text in remove:
+        ref = ConceptRef.parse(text)
+        key = str(ref.at(1))
+        if key not in found or (ref.version is not None and found[key] != text):
+            raise NotFoundError(f"{text}: not in the fused model, which holds {', '.join(sorted(found.values()))}")
+        del found[key]
+    found |= {str(ConceptRef.parse(text).at(1)): text for text in add}
+    if not found:
+        raise BadInputError("nothing would be left of the fused model; remove fewer concepts")
+    return tuple(sorted(found.values()))
 
 
 def read_fused(directory: str | Path, facts: BaseFacts | None) -> FusedModel:

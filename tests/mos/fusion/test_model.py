@@ -9,8 +9,17 @@ import torch
 
 from mos.artifact import ArtifactError, write_artifact
 from mos.base_model import BaseModel
-from mos.errors import NotFoundError
-from mos.fusion import BaseMismatchError, FusionConfig, FusionSource, fuse, read_fused, read_fused_record, write_fused
+from mos.errors import BadInputError, NotFoundError
+from mos.fusion import (
+    BaseMismatchError,
+    FusionConfig,
+    FusionSource,
+    extended_refs,
+    fuse,
+    read_fused,
+    read_fused_record,
+    write_fused,
+)
 from mos.models import load_adapter
 from mos.random_base import random_base
 
@@ -58,6 +67,17 @@ def test_load_adapter_opens_files_and_directories(
 def test_another_base_is_refused(fused: Path) -> None:
     with pytest.raises(BaseMismatchError, match="text_encoder and unet differ"):
         read_fused(fused, random_base(seed=1).facts)
+
+
+def test_concepts_are_added_replaced_and_removed_by_name(fused: Path) -> None:
+    record = read_fused_record(fused)
+    assert extended_refs(record, ["dave/mug"], ["bob/cat"]) == ("alice/robot@1", "carol/house@1", "dave/mug")
+    assert extended_refs(record, ["bob/cat@3"], []) == ("alice/robot@1", "bob/cat@3", "carol/house@1")
+    assert extended_refs(record, [], ["bob/cat@2"]) == ("alice/robot@1", "carol/house@1")
+    with pytest.raises(NotFoundError, match="bob/cat@9: not in the fused model"):
+        extended_refs(record, [], ["bob/cat@9"])
+    with pytest.raises(BadInputError, match="nothing would be left"):
+        extended_refs(record, [], ["alice/robot", "bob/cat", "carol/house"])
 
 
 def test_a_torn_model_is_refused(base: BaseModel, fused: Path) -> None:

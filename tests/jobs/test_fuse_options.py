@@ -1,0 +1,32 @@
+"""`mos fuse --extend`: concepts and options start from a fused model."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.random_concepts import random_concept
+from jobs.commands.fuse import _extended
+from jobs.submission import parse_options
+from mos.errors import UsageError
+from mos.fusion import FusionConfig, StageRule, fuse, write_fused
+from mos.random_base import random_base
+
+
+def test_extend_takes_concepts_and_options_of_the_model(tmp_path: Path) -> None:
+    base = random_base()
+    sources = [random_concept(base, name, seed) for seed, name in enumerate(("alice/robot@1", "bob/cat@2"))]
+    config = FusionConfig(
+        strategy="sum", solver="exact", spatial=StageRule(steps=7, ridge=0.01), latent_seeds=(4, 5), prompts=("a {}",)
+    )
+    model = write_fused(fuse(base, sources, config), tmp_path / "fused")
+    concepts, options = _extended(model, (), ("carol/mug",), ("bob/cat",), ("sampling_steps=3",))
+    assert concepts == ("alice/robot@1", "carol/mug")
+    found = FusionConfig.from_json(FusionConfig().to_json() | parse_options(options))
+    assert found.to_json() == config.to_json() | {"sampling_steps": 3}
+
+
+def test_add_and_remove_need_a_model() -> None:
+    with pytest.raises(UsageError, match="--extend"):
+        _extended(None, ("alice/robot",), ("bob/cat",), (), ())
+    with pytest.raises(UsageError, match="--add"):
+        _extended(Path("fused"), ("alice/robot",), (), (), ())
