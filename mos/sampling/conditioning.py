@@ -16,7 +16,8 @@ class Conditioning:
     """One branch of guidance.
 
     Attributes:
-        segments: The global prompt, then the regions, each [batch, layers, tokens, dim].
+        segments: The global prompt, then the regions, each [batch, layers, tokens, dim]; before
+            :meth:`rows` has chosen pictures, what all of them share may have a batch of 1.
         pooled: [batch, dim] of the global prompt (SDXL), else None.
     """
 
@@ -36,11 +37,15 @@ class Conditioning:
         return self.segments[0].shape[0]
 
     def rows(self, indices: Sequence[int]) -> Conditioning:
-        """The same for some of the pictures, regions included."""
+        """The same for some of the pictures; a segment of one row serves them all."""
         chosen = torch.tensor(list(indices), device=self.segments[0].device)
+
+        def pick(rows: Tensor) -> Tensor:
+            return rows.expand(len(chosen), *rows.shape[1:]) if len(rows) == 1 else rows[chosen]
+
         return Conditioning(
-            segments=tuple(segment[chosen] for segment in self.segments),
-            pooled=None if self.pooled is None else self.pooled[chosen],
+            segments=tuple(pick(segment) for segment in self.segments),
+            pooled=None if self.pooled is None else pick(self.pooled),
         )
 
 

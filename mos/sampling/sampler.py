@@ -68,13 +68,14 @@ def sample(
     lay_out(base.unet, regions, size, torch.device("cpu"))  # refuse a bad layout before any work
     pictures: list[Image.Image] = []
     with applied(base, adapter, scale=scale):
-        positive, negative = encode_scene(base, adapter, prompts, negative_prompt, regions, config=config, scale=scale)
+        distinct = list(dict.fromkeys(prompts))
+        positive, negative = encode_scene(base, adapter, distinct, negative_prompt, regions, config=config, scale=scale)
         for start in range(0, len(prompts), config.batch_size):
             chosen = range(start, min(start + config.batch_size, len(prompts)))
             batch_seeds = [seeds[index] for index in chosen]
             latents = denoise(
                 base,
-                positive.rows(chosen),
+                positive.rows([distinct.index(prompts[index]) for index in chosen]),
                 None if negative is None else negative.rows(chosen),
                 starting_noise(batch_seeds, (base.facts.latent_channels, *size)),
                 config,
@@ -124,7 +125,8 @@ def encode_scene(
     regions' adapters.
 
     Returns:
-        The positive branch, and the negative one or None at guidance 1.
+        The positive branch with one row a prompt, and the negative one or None at guidance 1; regions and
+        negatives have a single row. Choose pictures with :meth:`Conditioning.rows`.
 
     Raises:
         PromptError: For an unknown word or an over-long prompt.
@@ -137,15 +139,12 @@ def encode_scene(
                 vocabulary.append(concept)
                 known.add(concept.word)
     encoder = PromptEncoder(base, vocabulary)
-    count = len(prompts)
     positive = [encoder.encode(prompts, truncate=config.truncate)]
-    positive += [_encode_region(base, encoder, region, region.prompt, config, scale, count) for region in regions]
+    positive += [_encode_region(base, encoder, region, region.prompt, config, scale) for region in regions]
     if config.guidance_scale == 1.0:
         return _stacked(positive), None
-    negative = [encoder.encode([negative_prompt] * count, truncate=config.truncate)]
-    negative += [
-        _encode_region(base, encoder, region, region.negative_prompt, config, scale, count) for region in regions
-    ]
+    negative = [encoder.encode([negative_prompt], truncate=config.truncate)]
+    negative += [_encode_region(base, encoder, region, region.negative_prompt, config, scale) for region in regions]
     return _stacked(positive), _stacked(negative)
 
 
@@ -156,14 +155,13 @@ def _encode_region(
     prompt: str,
     config: SamplingConfig,
     scale: Scale,
-    count: int,
 ) -> PromptEncoding:
     if region.adapter is None:
-        return encoder.encode([prompt] * count, truncate=config.truncate)
+        return encoder.encode([prompt], truncate=config.truncate)
     own = text_part(region.adapter)
     factors = {name: component_scale(scale, name) for name in own.linears}
     with applied(base, own, scale=factors):
-        return PromptEncoder(base, own.vocabulary).encode([prompt] * count, truncate=config.truncate)
+        return PromptEncoder(base, own.vocabulary).encode([prompt], truncate=config.truncate)
 
 
 def _stacked(encodings: Sequence[PromptEncoding]) -> Conditioning:

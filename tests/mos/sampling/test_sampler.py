@@ -185,7 +185,7 @@ def run_latents(base, adapter, regions, prompt="a mug", config=QUICK, seed=4, sc
     with applied(base, adapter, scale=scale):
         positive, negative = encode_scene(base, adapter, [prompt], "", regions, config=config, scale=scale)
         noise = starting_noise([seed], (4, 8, 8))
-        return denoise(base, positive, negative, noise, config, regions=regions, scale=scale)
+        return denoise(base, positive.rows([0]), negative.rows([0]), noise, config, regions=regions, scale=scale)
 
 
 @pytest.mark.parametrize("guard", ["none", "self-attention", "blend"])
