@@ -1,12 +1,15 @@
 """Concepts with random updates on any base, for tests and benchmarks of fusion: real shapes, no training."""
 
 import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from mos.artifact import ArtifactCard, EDLoRA
-from mos.base_model import BaseModel
+from mos.base_model import BaseModel, assemble
 from mos.concept import ConceptRef
 from mos.edlora.lora import LowRank
 from mos.fusion.source import FusionSource
+from mos.random_base import small_tokenizer
 
 
 def random_concept(
@@ -51,4 +54,53 @@ def random_concept(
     )
     return FusionSource(
         ref=parsed, edlora=EDLoRA(card=card, linears=linears, embeddings=embeddings if with_embeddings else {})
+    )
+
+
+def small_world_like(seed: int = 0) -> BaseModel:
+    """A base of the small world's shapes with random weights: text encoder 2 x 128, U-Net (64, 128, 192)."""
+    tokenizer = small_tokenizer(max_length=40)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            in_channels=8,
+            out_channels=8,
+            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(64, 128, 192),
+            layers_per_block=1,
+            cross_attention_dim=128,
+            attention_head_dim=(2, 4, 6),
+            norm_num_groups=16,
+        )
+        encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=128,
+                intermediate_size=512,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=40,
+                projection_dim=128,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(16, 32, 64),
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            latent_channels=8,
+            norm_num_groups=4,
+            sample_size=64,
+        )
+    return assemble(
+        name="random-small-world",
+        unet=unet,
+        text_encoders={"text_encoder": encoder},
+        tokenizers={"text_encoder": tokenizer},
+        vae=vae,
+        scheduler=DDPMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction", clip_sample=False),
     )

@@ -1,0 +1,93 @@
+"""Fit, held-out error and drift of each stage under every solver and regularisation: what the default rests on.
+
+python -m benchmarks.fusion_choice                              random concepts on a random base of small-world shapes
+python -m benchmarks.fusion_choice --base DIR a.safetensors b.safetensors ...       trained concepts on their base
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.random_concepts import random_concept, small_world_like
+from mos.base_model import BaseModel, load_base
+from mos.fusion import FusionConfig, FusionSource, StageRule, fuse
+
+CHOICES: tuple[tuple[str, float, float], ...] = (
+    ("exact", 0.0, 0.0),
+    ("exact", 0.0, 1e-4),
+    ("exact", 0.0, 1e-2),
+    ("exact", 0.03, 0.0),
+    ("exact", 0.03, 1e-4),
+    ("exact", 0.1, 1e-3),
+    ("lbfgs", 0.0, 0.0),
+    ("lbfgs", 0.03, 1e-4),
+    ("lbfgs", 0.1, 1e-3),
+)
+"""(solver, weight of the generic prompts, ridge) of the stage under test."""
+
+
+def config_of(stage: str, solver: str, generic_weight: float, ridge: float) -> FusionConfig:
+    """The default with one stage's rule and the solver replaced."""
+    steps = FusionConfig().spatial.steps if stage == "spatial" else FusionConfig().text_encoder.steps
+    rule = StageRule(steps=steps, generic_weight=generic_weight, ridge=ridge)
+    changes: dict[str, Any] = {stage.replace("-", "_"): rule, "solver": solver}
+    return FusionConfig(**changes)
+
+
+def print_stage(base: BaseModel, sources: Sequence[FusionSource], stage: str) -> None:
+    """One table: a line for every choice, figures as means over the concepts."""
+    print(
+        f"\n{stage}\n| solver | generic | ridge | fit | held out | drift |\n|---|---:|---:|---:|---:|---:|", flush=True
+    )
+    for solver, generic_weight, ridge in CHOICES:
+        model = fuse(base, sources, config_of(stage, solver, generic_weight, ridge))
+        figures = model.report["stages"][stage]
+        fit, held_out = (
+            sum(concept[name] for concept in figures["concepts"].values()) / len(sources)
+            for name in ("fit", "held_out")
+        )
+        cells = (
+            solver,
+            f"{generic_weight:g}",
+            f"{ridge:g}",
+            f"{fit:.3f}",
+            f"{held_out:.3f}",
+            f"{figures['drift']:.3f}",
+        )
+        print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--stage", default="text-encoder", choices=("text-encoder", "cross-attention", "spatial"))
+    parser.add_argument("concepts", nargs="*", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.concepts:
+        from mos.artifact import read_artifact
+        from mos.concept import ConceptRef
+
+        base = load_base(arguments.base)
+        sources = [
+            FusionSource(ref=ConceptRef("owner", f"concept-{index}", 1), edlora=read_artifact(path, base.facts))
+            for index, path in enumerate(sorted(arguments.concepts))
+        ]
+    else:
+        base = small_world_like()
+        components = {
+            "text-encoder": ("text_encoder",),
+            "cross-attention": ("unet",),
+            "spatial": ("unet",),
+        }[arguments.stage]
+        names = ("alice/robot@1", "bob/cat@1", "carol/house@1")
+        sources = [random_concept(base, name, seed, rank=4, components=components) for seed, name in enumerate(names)]
+    print_stage(base, sources, arguments.stage)
+
+
+if __name__ == "__main__":
+    main()
