@@ -77,24 +77,20 @@ def _train_here(prepared: PreparedConcept, registry: "Registry", book: RunBook) 
     book.start(record_of(prepared, registry.url, process_id=os.getpid()))
     terminal = Terminal()
     keeper = Bookkeeper(book, terminal)
-    if read_staged_report(RegistryPlaces(registry.url)(run_id)) is None:
-        stage(prepared, registry.url)
-        try:
-            with local_ray():
-                event = train_on([prepared], registry.url, spec.base, is_cancelled=book.is_cancelled, on_event=keeper)[
-                    run_id
-                ]
-        except BaseException as error:
-            _note_end(book, run_id, error)
-            delete_pictures(RegistryPlaces(registry.url)(run_id))
-            raise
-        if event["event"] != "staged":
-            delete_pictures(RegistryPlaces(registry.url)(run_id))
-        raise_if_failed(event)
-    else:
-        book.move(run_id, RunState.RUNNING)
+    place = RegistryPlaces(registry.url)(run_id)
+    if read_staged_report(place) is not None:  # trained before; only the publication is missing
         book.move(run_id, RunState.STAGED)
-    return _publish(prepared.run_id, spec, registry, book, prepared.spec_sha256, terminal)
+        return _publish(run_id, spec, registry, book, prepared.spec_sha256, terminal)
+    stage(prepared, registry.url)
+    try:
+        with local_ray():
+            event = train_on([prepared], registry.url, spec.base, is_cancelled=book.is_cancelled, on_event=keeper)
+            raise_if_failed(event[run_id])
+            return _publish(run_id, spec, registry, book, prepared.spec_sha256, terminal)
+    except BaseException as error:
+        _note_end(book, run_id, error)
+        delete_pictures(place)
+        raise
 
 
 def _publish(
@@ -110,7 +106,7 @@ def _publish(
 def _note_end(book: RunBook, run_id: str, error: BaseException) -> None:
     """Write down why a run ended here, whatever state it was in."""
     record = book.get(run_id)
-    if record.state.is_final:
+    if record.state.is_final or record.state is RunState.STAGED:
         return
     interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
     state = RunState.CANCELLED if interrupted else RunState.FAILED

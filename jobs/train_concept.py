@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.metrics import count_publication
 from cluster.places import RegistryPlaces
 from cluster.progress import Event
 from cluster.runs import RunBook, RunRecord
@@ -162,6 +163,7 @@ def publish_staged(prepared_run: str, spec: ConceptSpec, registry: "Registry", s
         ref = registry.publish(
             path, spec.ref, key=key, run_id=prepared_run, details=details, licence=spec.licence or DEFAULT_LICENCE
         )
+    count_publication(spec.owner)
     delete_pictures(place)
     if registry.may_index:
         registry.index()
