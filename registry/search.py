@@ -63,21 +63,26 @@ def run_query(paths: Sequence[str], query: Query) -> list[Row]:
         if query.all_versions
         else "QUALIFY row_number() OVER (PARTITION BY owner, concept ORDER BY version DESC) = 1"
     )
-    # The hits are found in the narrow columns first; the wide ones are read for them alone.
-    statement = f"""
-        WITH rows AS (SELECT * FROM read_parquet(?, file_row_number = true, filename = true)),
-        hits AS (
-            SELECT filename, file_row_number, first_seen_snapshot, owner, concept, version
-            FROM rows {where} {newest}
-            ORDER BY first_seen_snapshot DESC, owner, concept, version DESC LIMIT ?
-        )
-        SELECT rows.* FROM rows SEMI JOIN hits USING (filename, file_row_number)
-        ORDER BY first_seen_snapshot DESC, owner, concept, version DESC
+    # The hits are found in the narrow columns; the wide ones are then read for them alone.
+    find = f"""
+        SELECT filename, owner, concept, version
+        FROM read_parquet(?, filename = true) {where} {newest}
+        ORDER BY first_seen_snapshot DESC, owner, concept, version DESC LIMIT ?
     """  # noqa: S608 - every value is bound, the text has only names of our own
+    fetch = """
+        SELECT * FROM read_parquet(?)
+        WHERE owner IN (SELECT unnest(?)) AND concept IN (SELECT unnest(?))
+    """
     with duckdb.connect(":memory:", config={"threads": 2}) as connection:
-        cursor = connection.execute(statement, [list(paths), *values, query.limit])
+        hits = connection.execute(find, [list(paths), *values, query.limit]).fetchall()
+        if not hits:
+            return []
+        files, owners, concepts = (sorted({hit[column] for hit in hits}) for column in range(3))
+        cursor = connection.execute(fetch, [files, owners, concepts])
         names = [column[0] for column in cursor.description or ()]
-        return [Row.from_dict(dict(zip(names, record, strict=True))) for record in cursor.fetchall()]
+        rows = [Row.from_dict(dict(zip(names, record, strict=True))) for record in cursor.fetchall()]
+    by_key = {(row.owner, row.concept, row.version): row for row in rows}
+    return [by_key[hit[1:]] for hit in hits]
 
 
 def _conditions(query: Query) -> tuple[str, list[object]]:
