@@ -16,8 +16,11 @@ MAX_LOSS_SHARE = 1 / 3
 """Largest part of averaging's loss that gradient fusion may lose; the paper has .025 / .094."""
 
 
-AUTOENCODER_GATE = {"probe_class": 0.95, "probe_accessory": 0.95}
-"""What the base's reconstructions of true renders must keep before samples can say anything about a method."""
+GATE = {
+    "ceiling: autoencoder": {"probe_class": 0.95, "probe_accessory": 0.95},
+    "floor: untrained base": {"probe_class": 0.95, "probe_backdrop": 0.95},
+}
+"""What a base must keep of true renders, and obey of a plain prompt, before samples say anything about a method."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,21 +58,22 @@ def judge(rows: Sequence[PictureScore], *, by_concept: bool = False) -> list[Ver
 
 
 def readiness(rows: Sequence[PictureScore]) -> Verdict | None:
-    """Whether the base can tell methods apart at all: its autoencoder keeps what an identity is made of.
+    """Whether the base can tell methods apart: its autoencoder keeps, and it draws, what an identity is made of.
 
-    None where the autoencoder's ceiling or the probe took no part.
+    None where the probe, the autoencoder's ceiling or the untrained base took no part.
     """
-    means = {}
-    for metric, needed in AUTOENCODER_GATE.items():
-        values = values_of((row for row in rows if row.method == "ceiling: autoencoder"), metric)
-        if not values:
-            return None
-        means[metric] = (sum(values.values()) / len(values), needed)
+    found = []
+    for method, gates in GATE.items():
+        for metric, needed in gates.items():
+            values = values_of((row for row in rows if row.method == method), metric)
+            if not values:
+                return None
+            found.append((method, metric, sum(values.values()) / len(values), needed))
     return Verdict(
-        statement="The base is good enough to tell methods apart: its autoencoder keeps class and accessory.",
-        holds=all(mean >= needed for mean, needed in means.values()),
+        statement="The base is good enough to tell methods apart.",
+        holds=all(mean >= needed for _, _, mean, needed in found),
         evidence=", ".join(
-            f"{metric_named(metric).label}: {mean:.3f}, needed {needed:.2f}" for metric, (mean, needed) in means.items()
+            f"{method}, {metric} {mean:.3f}, needed {needed:.2f}" for method, metric, mean, needed in found
         ),
     )
 

@@ -118,7 +118,12 @@ def rows(levels: dict[str, float]) -> list[PictureScore]:
             concept=str(CONFIG.ref(index, seed)),
             prompt=f"prompt {number}",
             seed=number,
-            scores={PRIMARY: level + 0.01 * ((number + index) % 4), "probe_class": 1.0, "probe_accessory": 0.97},
+            scores={
+                PRIMARY: level + 0.01 * ((number + index) % 4),
+                "probe_class": 1.0,
+                "probe_accessory": 0.97,
+                "probe_backdrop": 1.0,
+            },
         )
         for method, level in levels.items()
         for index in range(3)

@@ -73,11 +73,13 @@ def test_whole_concepts_may_be_what_is_drawn_again():
     assert "over 40 pairs" in wide[0].evidence
 
 
-@pytest.mark.parametrize(("accessory", "holds"), [(1.0, True), (0.8, False)])
-def test_a_base_whose_autoencoder_loses_accessories_may_not_tell(accessory, holds):
-    scores = {"probe_class": 1.0, "probe_accessory": accessory}
-    row = PictureScore(method="ceiling: autoencoder", concept="a/b@1", prompt="p", seed=0, scores=scores)
-    found = readiness([row])
+@pytest.mark.parametrize(("accessory", "backdrop", "holds"), [(1.0, 1.0, True), (0.8, 1.0, False), (1.0, 0.5, False)])
+def test_a_base_that_loses_accessories_or_ignores_backdrops_may_not_tell(accessory, backdrop, holds):
+    scores = {"probe_class": 1.0, "probe_accessory": accessory, "probe_backdrop": backdrop}
+    ceiling = PictureScore(method="ceiling: autoencoder", concept="a/b@1", prompt="p", seed=0, scores=scores)
+    floor = dataclasses.replace(ceiling, method="floor: untrained base")
+    found = readiness([ceiling, floor])
     assert found.holds is holds
-    assert judge([row])[0] == found
-    assert readiness([dataclasses.replace(row, scores={"probe_class": 1.0})]) is None
+    assert judge([ceiling, floor])[0] == found
+    assert readiness([ceiling]) is None
+    assert readiness([floor, dataclasses.replace(ceiling, scores={"probe_class": 1.0})]) is None
