@@ -161,7 +161,7 @@ def _gate(scores: Sequence[PictureScore]) -> str:
     """Whether the autoencoder keeps what the claims are about."""
     ready = readiness(scores)
     if ready is None:
-        return "The probe, the autoencoder's ceiling or the untrained base took no part, so whether this base may tell is not known."
+        return "The probe, the autoencoder's ceiling or the untrained base took no part, so this is not known."
     tail = "" if ready.holds else " The answers below are then about this base more than about the method."
     return f"{'Yes' if ready.holds else 'No'}: {ready.evidence}.{tail}"
 

@@ -169,10 +169,8 @@ def test_what_fusing_costs_is_single_minus_fused():
 
 def test_the_page_says_whether_the_base_may_tell_and_how_to_make_it_again(tmp_path):
     page = claims_page(TableRun(tmp_path, CONFIG), "ab" * 32, rows(LEVELS), "claims")
-    assert (
-        "Yes: autoencoder reconstructions, class kept (probe): 1.000, needed 0.95, accessory kept (probe): 0.970"
-        in page
-    )
+    assert "Yes: ceiling: autoencoder, probe_class 1.000, needed 0.95" in page
+    assert "probe_accessory 0.970, needed 0.95" in page
     assert "- **No.** ED-LoRA + gradient (exact) of 3 loses" in page
     assert "--concepts 3 --seeds 2 --sizes 3" in page
     assert "| ED-LoRA + average | 3 | 0.715" in page
