@@ -39,7 +39,7 @@ class PoolOptions:
     num_workers: int = 2
     resources: Resources = field(default_factory=lambda: Resources(num_cpus=0.5))
     retries: RetryPolicy = field(default_factory=RetryPolicy)
-    pending_timeout_s: float = 180.0
+    pending_timeout_s: float = 300.0
 
 
 class WorkerPool:

@@ -47,8 +47,8 @@ class PoolConfig:
     limits: Limits = field(default_factory=Limits)
     resources: Resources = TRAINER
     retries: RetryPolicy = field(default_factory=RetryPolicy)
-    pending_timeout_s: float = 180.0
-    heartbeat_timeout_s: float = 180.0
+    pending_timeout_s: float = 300.0
+    heartbeat_timeout_s: float = 600.0
     idle_timeout_s: float = 0.0
 
 
