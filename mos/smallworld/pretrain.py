@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from mos.errors import BadInputError, MosError, NotFoundError
+from mos.errors import BadInputError, ConflictError, MosError, NotFoundError
 from mos.smallworld.autoencoder import AutoencoderConfig, train_autoencoder
 from mos.smallworld.base import BaseConfig, train_base
 from mos.smallworld.probe_training import ProbeConfig, train_probe
@@ -21,6 +21,9 @@ from mos.smallworld.world import World, load_world
 
 STAGES = ("autoencoder", "probe", "scorer", "base")
 EXPORTED = ("base", "scorer", "probe")
+_SHORT = ("probe", "scorer")
+"""Stages without checkpoints: done or not."""
+
 _LOGS = ("autoencoder.jsonl", "probe.jsonl", "scorer.jsonl", "base.jsonl")
 
 
@@ -71,11 +74,28 @@ def _run(options: argparse.Namespace) -> None:
     if options.from_weights is not None:
         _adopt(options.from_weights, directory)
     stages = STAGES if options.stage == "all" else (options.stage,)
+    if options.stage == "export":
+        stages = ()
+    _refuse_to_overwrite(directory, stages, options)
     for stage in stages:
+        if options.resume and stage in _SHORT and (directory / stage).is_dir():
+            continue
         print(f"pretrain: {stage} into {directory}", file=sys.stderr, flush=True)
         _STAGE_RUNS[stage](directory, world, options)
     if options.export is not None:
         print(export_weights(directory, options.export, seed=options.seed))
+
+
+def _refuse_to_overwrite(directory: Path, stages: tuple[str, ...], options: argparse.Namespace) -> None:
+    """Hours of training are not replaced because somebody forgot an option."""
+    there = [stage for stage in stages if (directory / stage).is_dir() or (directory / f"{stage}.ckpt").exists()]
+    is_adopted = options.from_weights is not None
+    there = [stage for stage in there if not (is_adopted and stage == "autoencoder")]
+    if there and not options.resume:
+        raise ConflictError(
+            f"{directory}: {', '.join(there)} already trained there; add --resume to go on, "
+            "--stage export to copy what is there, or choose another --out"
+        )
 
 
 def _adopt(weights: Path, directory: Path) -> None:
@@ -134,7 +154,7 @@ def _lines(path: Path) -> list[dict[str, float]]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mos.smallworld.pretrain", description=__doc__)
-    parser.add_argument("--stage", choices=("all", *STAGES), default="all")
+    parser.add_argument("--stage", choices=("all", *STAGES, "export"), default="all")
     parser.add_argument("--out", type=Path, default=Path.home() / ".cache" / "mos" / "smallworld")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
     parser.add_argument("--from-weights", type=Path, help="start from exported weights instead of noise")

@@ -108,6 +108,13 @@ def test_pretrain_says_what_is_missing(tmp_path, capsys):
     assert main(["--stage", "probe", "--steps", "0", "--out", str(tmp_path)]) == 3
 
 
+def test_what_was_trained_is_never_replaced_by_accident(tmp_path, capsys):
+    (tmp_path / "base.ckpt").touch()
+    assert main(["--out", str(tmp_path)]) == 5
+    assert "--resume" in capsys.readouterr().err
+    assert (tmp_path / "base.ckpt").read_bytes() == b""
+
+
 @pytest.mark.slow
 def test_every_stage_runs_in_order_and_exports_with_digests(tmp_path):
     world = tmp_path / "world.toml"
@@ -116,23 +123,9 @@ def test_every_stage_runs_in_order_and_exports_with_digests(tmp_path):
     for stage in ("autoencoder", "probe", "scorer", "base"):
         arguments = ["--stage", stage, "--steps", "4", "--workers", "2", "--shards", "1", "--world", str(world)]
         assert main([*arguments, "--out", str(out)]) == 0
-    assert (
-        main(
-            [
-                "--stage",
-                "probe",
-                "--steps",
-                "1",
-                "--shards",
-                "1",
-                "--out",
-                str(out),
-                "--export",
-                str(tmp_path / "weights"),
-            ]
-        )
-        == 0
-    )
+    assert main(["--stage", "probe", "--out", str(out)]) == 5
+    weights = tmp_path / "weights"
+    assert main(["--stage", "export", "--out", str(out), "--export", str(weights)]) == 0
     record = json.loads((tmp_path / "weights" / "record.json").read_text())
     assert len(record["sha256"]) > 12
     assert (tmp_path / "weights" / "base" / "model_index.json").exists()
