@@ -13,13 +13,10 @@ if TYPE_CHECKING:
     from mos.base_model import BaseModel
     from mos.edlora.adapter import Adapter
 
-ALONE_PROMPTS = (
-    "a photo of a {} on a beach",
-    "a photo of a {} in the snow",
-    "a photo of a {} in a forest",
-    "a photo of a {} in a city",
-)
-TOGETHER_PROMPTS = ("a photo of a beach", "a photo of a meadow", "a photo of snow", "a photo of a city")
+PLACES = ("on the beach", "in the snow", "in the forest", "in the city")
+ALONE_PROMPTS = tuple(f"a photo of a {{}} {place}" for place in PLACES)
+CORNERS = ("at the top left", "at the top right", "at the bottom")
+"""Where the three concepts go, in the order of `compact_boxes(3)`."""
 SEED = 7
 GUIDANCE = 5.0
 
@@ -56,17 +53,25 @@ def draw_pictures(
     }
     boxes = compact_boxes(len(refs))
     regions = [Region(prompt=f"a {ref.word}", box=box) for ref, box in zip(refs, boxes, strict=True)]
+    class_words = {concept.word: concept.class_word for concept in fused.vocabulary}
+    prompts = together_prompts([class_words[ref.word] for ref in refs])
     together = sample(
-        base, fused, TOGETHER_PROMPTS, regions=regions, seeds=[SEED + 10 + n for n in range(4)], config=config
+        base, fused, prompts, regions=regions, seeds=[SEED + 10 + n for n in range(len(PLACES))], config=config
     )
     drawn = DemoPictures(
         prompts=ALONE_PROMPTS,
         alone=alone,
-        together=list(zip(TOGETHER_PROMPTS, together, strict=True)),
+        together=list(zip(prompts, together, strict=True)),
         regions=[f"{region.prompt} in {region.place}" for region in regions],
     )
     _save(drawn, folder)
     return drawn
+
+
+def together_prompts(class_words: Sequence[str]) -> list[str]:
+    """Global prompts that name each subject by its class word alone, with its place and the backdrop's."""
+    subjects = " and ".join(f"a {word} {corner}" for word, corner in zip(class_words, CORNERS, strict=True))
+    return [f"{subjects} {place}" for place in PLACES]
 
 
 def _save(drawn: DemoPictures, folder: Path) -> None:
