@@ -17,6 +17,26 @@ STRATEGIES: tuple[str, ...] = get_args(StrategyName)
 PAPER_STEPS = {"text-encoder": 500, "cross-attention": 500, "spatial": 50}
 """LBFGS steps of Mix-of-Show (arXiv:2305.18292, appendix)."""
 
+PAPER_PROMPTS = ("photo of a {}", "{}")
+"""What Mix-of-Show records of a concept."""
+
+CONCEPT_PROMPTS = (
+    *PAPER_PROMPTS,
+    "a {} on the beach",
+    "a {} in the forest at the left",
+    "a {} in the city",
+    "a {} and a dog",
+    "a big {}",
+    "a picture of a {} in space",
+    "a {} at night",
+    "two people and a {}",
+    "a {} in a room",
+    "a small {} on the right",
+    "a drawing of a {} by the sea",
+    "a {} with a hat in the meadow",
+)
+"""The paper's two and twelve contexts: on them, the concept also keeps its words elsewhere (docs/fusion.md)."""
+
 GENERIC_PROMPTS = (
     "",
     "a photo",
@@ -89,11 +109,11 @@ class FusionConfig:
 
     strategy: StrategyName = "gradient"
     solver: SolverName = "lbfgs"
-    text_encoder: StageRule = StageRule(steps=500, generic_weight=0.03, ridge=1e-4)
-    cross_attention: StageRule = StageRule(steps=500, generic_weight=0.03, ridge=1e-4)
+    text_encoder: StageRule = StageRule(steps=500, generic_weight=0.03, ridge=1e-3)
+    cross_attention: StageRule = StageRule(steps=500, generic_weight=0.3, ridge=1e-2)
     spatial: StageRule = StageRule(steps=50, ridge=1e-3)
     history: int = 25
-    prompts: tuple[str, ...] = ("photo of a {}", "{}")
+    prompts: tuple[str, ...] = CONCEPT_PROMPTS
     held_out_prompts: tuple[str, ...] = ("a {} in the snow", "a painting of a {} on a table")
     generic_prompts: tuple[str, ...] = GENERIC_PROMPTS
     drift_prompts: tuple[str, ...] = DRIFT_PROMPTS
@@ -172,11 +192,12 @@ class FusionConfig:
 
 
 def paper_config(**changes: Any) -> FusionConfig:
-    """Mix-of-Show as published: no regularisation, one latent seed; early stopping alone keeps the update small."""
+    """Mix-of-Show as published: two prompts, no regularisation, one latent seed, early stopping alone."""
     options: dict[str, Any] = {
         "text_encoder": StageRule(steps=PAPER_STEPS[StageName.TEXT_ENCODER]),
         "cross_attention": StageRule(steps=PAPER_STEPS[StageName.CROSS_ATTENTION]),
         "spatial": StageRule(steps=PAPER_STEPS[StageName.SPATIAL]),
+        "prompts": PAPER_PROMPTS,
         "latent_seeds": (0,),
     }
     return FusionConfig(**(options | changes))

@@ -30,6 +30,7 @@ def make_config() -> Callable[..., FusionConfig]:
             "text_encoder": StageRule(steps=30, generic_weight=0.03, ridge=1e-4),
             "cross_attention": StageRule(steps=30, generic_weight=0.03, ridge=1e-4),
             "spatial": StageRule(steps=10, ridge=1e-3),
+            "prompts": ("photo of a {}", "{}"),
             "generic_prompts": ("", "a photo", "a cat and a dog"),
             "drift_prompts": ("a house in the snow",),
             "held_out_prompts": ("a {} in the snow",),

@@ -5,6 +5,7 @@ import pytest
 from benchmarks.random_concepts import random_concept
 from mos.base_model import BaseModel
 from mos.fusion import FusionConfig, FusionSource, StageRule, fuse
+from mos.fusion.config import PAPER_PROMPTS
 from tests.mos.fusion.bases import wide_text_base
 
 
@@ -23,7 +24,9 @@ def concepts(wide_base: BaseModel) -> list[FusionSource]:
 
 def text_figures(base: BaseModel, concepts: list[FusionSource], rule: StageRule) -> tuple[float, float, float]:
     """Mean fit, mean held-out error and drift of the text encoder."""
-    figures = fuse(base, concepts, FusionConfig(text_encoder=rule)).report["stages"]["text-encoder"]
+    figures = fuse(base, concepts, FusionConfig(text_encoder=rule, prompts=PAPER_PROMPTS)).report["stages"][
+        "text-encoder"
+    ]
     means = [
         sum(concept[name] for concept in figures["concepts"].values()) / len(concepts) for name in ("fit", "held_out")
     ]
