@@ -73,9 +73,8 @@ def _run(options: argparse.Namespace) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if options.from_weights is not None:
         _adopt(options.from_weights, directory)
-    stages = STAGES if options.stage == "all" else (options.stage,)
-    if options.stage == "export":
-        stages = ()
+    chosen: dict[str, tuple[str, ...]] = {"all": STAGES, "export": ()}
+    stages = chosen.get(options.stage, (options.stage,))
     _refuse_to_overwrite(directory, stages, options)
     for stage in stages:
         if options.resume and stage in _SHORT and (directory / stage).is_dir():

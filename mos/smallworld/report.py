@@ -61,7 +61,6 @@ class ReportConfig:
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print the table, write JSON and grids; the exit code is 0 even where a bar is missed."""
     options = _parser().parse_args(arguments)
-    torch.set_grad_enabled(False)
     config = ReportConfig(
         renders=options.renders,
         samples=options.samples,
@@ -72,7 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
         seed=options.seed,
     )
     try:
-        figures = measure(options.weights, load_world(options.world), config, grids=options.out)
+        with torch.no_grad():
+            figures = measure(options.weights, load_world(options.world), config, grids=options.out)
     except MosError as error:
         print(f"report: {error}", file=sys.stderr)
         return error.exit_code

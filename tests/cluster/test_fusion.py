@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.random_concepts import random_concept
 from cluster.failure import RetryPolicy
 from cluster.fusion import FusionWorker, RayFusionExecutor
 from cluster.pool import Call, PoolOptions, WorkerPool
@@ -17,7 +18,6 @@ from mos.base_model import BaseModel, load_base
 from mos.errors import BadInputError
 from mos.fusion import FusedModel, FusionConfig, FusionSource, StageRule, fuse, write_fused
 from tests.bases import saved_random_base
-from tests.mos.fusion.concepts import random_concept
 
 CONFIG = FusionConfig(
     text_encoder=StageRule(steps=20, generic_weight=0.03, ridge=1e-3),

@@ -55,7 +55,7 @@ def test_one_command_trains_fuses_draws_scores_and_writes_and_then_finds_it_all_
     for words in ("ED-LoRA + gradient (exact) · 2", SCALE_ZERO, "Same prompts", "--concepts 2", "cannot be told"):
         assert words.lower() in text.lower()
     with Image.open(page.parent / "claims" / "grid.png") as grid:
-        assert grid.size == (96 * 5, 58 + 96 * 2)
+        assert grid.size == (96 * 6, 58 + 96 * 2)  # renders, ED-LoRA, its scale 0, two fusions, the bare base
     assert (out / "evaluation.html").read_text().count("<img") == 2 * 2 * 8
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".safetensors", ".parquet")}
