@@ -76,13 +76,13 @@ def _answer(statement: str, values: Values, weights: dict[str, float]) -> Verdic
     return Verdict(statement=statement, holds=holds, evidence=f"margin {interval} over {interval.count} pairs")
 
 
-def write_claims(run: TableRun, digest: str, docs: Path | None) -> Path:
+def write_claims(run: TableRun, digest: str, blocks: Sequence[str], docs: Path | None) -> Path:
     """Write `claims.md`, its figures and `evaluation.html` into the table's folder; the page also as `docs`."""
     from cluster.evaluation import score_store
     from jobs.gallery.evaluation import write_evaluation_report
 
     store = score_store(str(run.folder / "registry"), digest)
-    rows = store.read()
+    rows = store.read(blocks)
     write_evaluation_report(digest, store.settings(), rows, run.folder, highlight="")
     for page in [run.folder / "claims.md", *([docs] if docs else [])]:
         figures = page.parent / page.stem

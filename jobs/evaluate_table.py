@@ -343,21 +343,25 @@ def perform(tasks: Iterable[Callable[[], None]], num_workers: int, say: Callable
             raise
 
 
-def evaluate(run: TableRun, num_workers: int, say: Callable[[str], None]) -> str:
-    """Draw and score what is missing; returns the evaluation's digest."""
+def evaluate(run: TableRun, num_workers: int, say: Callable[[str], None]) -> tuple[str, list[str]]:
+    """Draw and score what is missing; returns the evaluation's digest and the names of its blocks.
+
+    The store may hold further blocks: those of concepts that were lost and trained again to other bytes.
+    """
     from cluster.evaluation import run_evaluation, run_serially
 
     job = table_job(run)
+    blocks = [block.name for block in job.blocks()]
 
     def on_block(done: int, total: int) -> None:
         say(f"block {done} of {total}")
 
     if num_workers == 1:
-        return run_serially(job, on_block=on_block).digest
+        return run_serially(job, on_block=on_block).digest, blocks
     from cluster.session import local_ray
 
     with local_ray(num_cpus=num_workers):
-        return run_evaluation(job, num_drawers=num_workers, on_block=on_block).digest
+        return run_evaluation(job, num_drawers=num_workers, on_block=on_block).digest, blocks
 
 
 @functools.cache
@@ -411,8 +415,8 @@ def main(
         run.settle()
         perform(run.training_tasks(num_slots), num_workers, say)
         perform(run.fusion_tasks(), num_workers, say)
-        digest = evaluate(run, num_workers, say)
-        click.echo(str(write_claims(run, digest, docs)))
+        digest, blocks = evaluate(run, num_workers, say)
+        click.echo(str(write_claims(run, digest, blocks, docs)))
     except MosError as error:
         click.echo(f"mos: {error}", err=True)
         sys.exit(error.exit_code)

@@ -66,11 +66,14 @@ def test_one_command_trains_fuses_draws_scores_and_writes_and_then_finds_it_all_
 
     lost = sorted(out.rglob("*.parquet"))[0]
     lost.unlink()
-    (out / "concepts" / "ed-lora" / "02-seed0.safetensors").unlink()
+    concept = out / "concepts" / "ed-lora" / "02-seed0.safetensors"
+    concept.unlink()
     third = run.invoke(evaluate_table.main, arguments(shelf, out), catch_exceptions=False)
+    assert third.exit_code == 0, third.output
     assert "train ED-LoRA, seed 0, concepts 2" in third.stderr
-    after = {path: path.stat().st_mtime_ns for path in before if path.exists()}
-    assert sum(after[path] != before[path] for path in after) == 2
+    kept = [path for path in before if path not in (lost, concept)]
+    assert concept.exists()
+    assert [path.stat().st_mtime_ns for path in kept] == [before[path] for path in kept]
     assert (out / "claims.md").exists()
 
 
