@@ -50,6 +50,8 @@ def export_weights(directory: Path, destination: Path, *, seed: int) -> Path:
     for part in EXPORTED:
         shutil.rmtree(destination / part, ignore_errors=True)
         shutil.copytree(directory / part, destination / part)
+    for config in sorted(destination.rglob("config.json")):
+        _forget_place(config)
     logs = {name: _lines(directory / name) for name in _LOGS}
     digests = {
         str(path.relative_to(destination)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -65,6 +67,13 @@ def export_weights(directory: Path, destination: Path, *, seed: int) -> Path:
     }
     (destination / "record.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return destination
+
+
+def _forget_place(config: Path) -> None:
+    """Take out of a config where on this machine the part was loaded from."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    if content.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _run(options: argparse.Namespace) -> None:
