@@ -1,6 +1,7 @@
 """Gradient fusion against the paper's solver: time, memory, and error on what was fitted and what was not.
 
 python -m benchmarks.fusion              everything, one thread, about five CPU minutes
+python -m benchmarks.fusion quality gpu  some parts, printed and not written
 python -m benchmarks.fusion --memory N   peak memory of the last stage's problems with N concepts (used by the above)
 
 The reference multiplies every input row in every evaluation; where all its steps would take hours, its time is that
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.fusion_problems import RANK, SD15, Case, Shape, case_of, gram_of, inputs_of, site_of
-from benchmarks.results_file import Row, write_results
+from benchmarks.results_file import Row, print_table, write_results
 from mos.fusion.config import FusionConfig
 from mos.fusion.problem import SiteProblem
 from mos.fusion.reference import solve_reference
@@ -269,21 +270,35 @@ def gpu_rows() -> list[Row]:
     return [Row(name=name, value=time.monotonic() - started, unit="s", goal="<= 60", how=how)]
 
 
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "accumulation": accumulation_rows,
+    "shapes": shape_rows,
+    "quality": quality_rows,
+    "memory": memory_rows,
+    "pipeline": pipeline_rows,
+    "gpu": gpu_rows,
+}
+
+
 def main() -> None:
-    """Measure and write benchmarks/results/fusion.json."""
+    """Measure and write benchmarks/results/fusion.json, or print some parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory", type=int)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"only some of {', '.join(PARTS)}; writes no file")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory is not None:
         print_memory(arguments.memory)
         return
     rows: list[Row] = []
-    for part in (accumulation_rows, shape_rows, quality_rows, memory_rows, pipeline_rows, gpu_rows):
-        seconds, found = cpu_seconds(part)
-        print(f"-- {part.__doc__} ({seconds:.0f} CPU s)", flush=True)
+    for name in arguments.parts or PARTS:
+        seconds, found = cpu_seconds(PARTS[name])
+        print(f"-- {PARTS[name].__doc__} ({seconds:.0f} CPU s)", flush=True)
+        if arguments.parts:
+            print_table(found)
         rows += found
-    write_results("fusion", rows)
+    if not arguments.parts:
+        write_results("fusion", rows)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ class FusionConfig:
     solver: SolverName = "lbfgs"
     text_encoder: StageRule = StageRule(steps=500, generic_weight=0.03, ridge=1e-3)
     cross_attention: StageRule = StageRule(steps=500, generic_weight=0.3, ridge=1e-2)
-    spatial: StageRule = StageRule(steps=50, ridge=1e-3)
+    spatial: StageRule = StageRule(steps=50, ridge=1e-2)
     history: int = 25
     prompts: tuple[str, ...] = CONCEPT_PROMPTS
     held_out_prompts: tuple[str, ...] = ("a {} in the snow", "a painting of a {} on a table")
