@@ -68,7 +68,7 @@ def local_ray(
     with _environment(private_environment(mark)), _kept(mark, temp_dir):
         import ray
 
-        _read_environment_again()
+        read_environment_again()
         if ray.is_initialized():
             raise RayUnavailableError("this process is connected to a Ray already; disconnect before starting another")
         cpus = num_cpus or max(2, os.cpu_count() or 1)
@@ -116,12 +116,13 @@ def _start_once(session: Session, num_gpus: int | None, dashboard: bool) -> Sess
     return replace(session, address=address, dashboard_url=f"http://{url}" if dashboard and url else None)
 
 
-def _read_environment_again() -> None:
+def read_environment_again() -> None:
     """Let a Ray that was imported earlier see the token mode and the loopback rule: it reads both at import."""
     from ray._private import ray_constants
-    from ray._raylet import Config  # type: ignore[attr-defined]
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
     Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
@@ -171,7 +172,7 @@ def _connect(address: str) -> None:
     if address == "auto" or address.startswith("http"):
         raise RayUnavailableError(f"ray address {address!r}: give host:port of its control store, never a guess")
     ray = _ray()
-    _read_environment_again()
+    read_environment_again()
     try:
         ray.init(address=address, namespace="mos", logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:

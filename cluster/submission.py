@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.errors import RayUnavailableError
 from cluster.head import token_for
+from cluster.session import read_environment_again
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -60,14 +61,16 @@ def stop_job(address: str, submission_id: str) -> None:
 
 @contextlib.contextmanager
 def _client(address: str) -> "Iterator[JobSubmissionClient]":
-    from ray.job_submission import JobSubmissionClient
-
     if not address.startswith(("http://", "https://")):
         raise RayUnavailableError(f"{address}: expected the URL of a job server, such as http://127.0.0.1:8265")
-    with token_for(address):
+    with token_for(address):  # before Ray is imported, which reads the token's place once
+        from ray.exceptions import AuthenticationError
+        from ray.job_submission import JobSubmissionClient
+
+        read_environment_again()
         try:
             yield JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError, OSError) as error:
+        except (AuthenticationError, ConnectionError, RuntimeError, OSError) as error:
             line = str(error).strip().splitlines()[0]
             raise RayUnavailableError(
                 f"{address}: no job server answers ({line}); `mos cluster status` shows ours"
