@@ -14,7 +14,7 @@ EXAMPLES = """
 The main job, from pictures to a picture of three concepts together:
   mos submit concept --owner alice --name robot --class robot --pictures photos/
   mos fuse --from-registry alice/robot bob/cat carol/house --out fused/
-  mos sample fused/ "three friends on a beach" \\
+  mos sample fused/ "a robot and a cat and a house on the beach" \\
       --region "<alice-robot> @ 0,0,0.5,0.5" \\
       --region "<bob-cat> @ 0.5,0,1,0.5" \\
       --region "<carol-house> @ 0.25,0.5,0.75,1"
