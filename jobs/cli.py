@@ -1,13 +1,15 @@
 """The `mos` command: a table of subcommands, each imported only when it is called."""
 
+import errno
 import importlib
+import os
 import signal
 import sys
 from typing import NoReturn
 
 import click
 
-from mos.errors import MosError
+from mos.errors import BadInputError, MosError
 
 EXAMPLES = """
 \b
@@ -74,8 +76,18 @@ def cli() -> None:
     """Train concepts apart, share them in a registry, fuse them, and draw them together."""
 
 
+def describe_os_error(error: OSError) -> str:
+    """One line for what the operating system refused: the file where it is known, the cause, the remedy."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "the disk is full; nothing half-written was kept; free some space and run it again"
+    cause = error.strerror or str(error)
+    return f"{error.filename}: {cause}" if error.filename else cause
+
+
 def main() -> NoReturn:
     """Run the command line; one line on stderr and the error's exit code when something is wrong."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")  # read when they are imported, here and in the processes of Ray
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         cli.main(standalone_mode=False)
@@ -89,8 +101,8 @@ def main() -> NoReturn:
         click.echo("mos: interrupted", err=True)
         sys.exit(130)
     except OSError as error:
-        click.echo(f"mos: {error.filename or 'input/output'}: {error.strerror or error}", err=True)
-        sys.exit(3)
+        click.echo(f"mos: {describe_os_error(error)}", err=True)
+        sys.exit(BadInputError.exit_code)
     sys.exit(0)
 
 

@@ -17,6 +17,7 @@ from cluster.pool import PoolOptions
 from cluster.progress import Terminal
 from cluster.runs import RunBook
 from cluster.timeline import WorkInterval, measured, most_at_once, num_processes
+from jobs.opening import open_base
 from jobs.phases import PhaseCost, PhaseMeter, total
 from jobs.specs import ConceptSpec, FusionSpec
 from mos.concept import ConceptRef
@@ -85,14 +86,13 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> Path:
         MosError: Whatever goes wrong on the way; no process is left behind then.
     """
     from cluster.session import connected
-    from mos.base_model import load_base
     from registry import Registry
 
     clean(config.out)
     demo = _Demo(config, say)
     with demo.meter.phase("pictures", "drawing eight pictures of each owner's own individual"):
         owners = [make_owner(config.out, *who) for who in OWNERS]
-        base = load_base(config.base or None)
+        base = open_base(config.base or None)
         registry = Registry.open(config.out / "registry", create=True, home=config.out / "home")
     with contextlib.ExitStack() as stack:
         with demo.meter.phase("start", "connecting to Ray" if config.ray_address else "starting a private Ray"):

@@ -102,10 +102,10 @@ def _gpu() -> list[Finding]:
 
 
 def _base(base: str | None) -> list[Finding]:
-    from mos.base_model import load_base
+    from jobs.opening import open_base
 
     try:
-        facts = load_base(base).facts
+        facts = open_base(base).facts
     except MosError as error:
         return [Finding(name="base", is_good=False, found=str(error), remedy="give --base, or restore mos/smallworld")]
     return [Finding(name="base", is_good=True, found=f"{facts.name} ({facts.family}, {facts.resolution} px)")]

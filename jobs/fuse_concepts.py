@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.opening import open_base
 from jobs.specs import FusionSpec
 from mos.concept import ConceptRef
 from mos.errors import BadInputError
@@ -194,7 +195,6 @@ def run_fusion(
     """
     from cluster.pool import PoolOptions
     from cluster.session import connected
-    from mos.base_model import load_base
     from mos.fusion.pipeline import write_pipeline
 
     found = resolve_all(registry, spec)
@@ -202,7 +202,7 @@ def run_fusion(
     out = Path(spec.out)
     check_lock(out, entries)
     config = fusion_config(spec)
-    base = load_base(spec.base or None)
+    base = open_base(spec.base or None)
     sources = load_sources(registry, found, base, config)
     started = time.monotonic()
     say(f"fusing {', '.join(entry['ref'] for entry in entries)}")

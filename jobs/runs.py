@@ -12,6 +12,7 @@ from cluster.progress import Event, Terminal
 from cluster.runs import RunBook, RunRecord
 from cluster.staging import delete_pictures, read_staged_report
 from cluster.states import RunState
+from jobs.opening import open_base
 from jobs.options import DEFAULT_REGISTRY
 from jobs.specs import ConceptSpec, FusionSpec
 from jobs.train_concept import (
@@ -28,6 +29,7 @@ from jobs.train_concept import (
 from mos.errors import BadInputError, JobFailedError, TryAgainError
 
 if TYPE_CHECKING:
+    from mos.facts import BaseFacts
     from registry import Registry
 
 _POLL_S = 0.5
@@ -54,7 +56,7 @@ def submit_concept(
         raise BadInputError(
             "--no-wait needs a cluster that goes on alone; give --ray-address (`mos cluster up` starts one)"
         )
-    facts = base_facts(spec.base)
+    facts = facts_for(spec)
     prepared = prepare(spec, facts)
     if is_dry_run:
         return describe(prepared, facts)
@@ -113,11 +115,19 @@ def _note_end(book: RunBook, run_id: str, error: BaseException) -> None:
     book.move(run_id, state, error="interrupted" if interrupted else str(error))
 
 
-def base_facts(base: str) -> Any:
-    """What is known of a base (loads it; weights are dropped again)."""
-    from mos.base_model import load_base
+def facts_for(spec: ConceptSpec) -> "BaseFacts":
+    """What is known of a concept's base (loads it; weights are dropped again).
 
-    return load_base(base or None).facts
+    Raises:
+        NotFoundError: If there is no such base.
+        BadInputError: If it cannot be loaded or does not know the concept's class word.
+    """
+    from mos.training.parameters import class_token
+
+    base = open_base(spec.base or None)
+    for encoder in base.tokenizers:
+        class_token(base, encoder, spec.class_word)
+    return base.facts
 
 
 def outcome_of(record: RunRecord) -> dict[str, Any]:

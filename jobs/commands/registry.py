@@ -189,9 +189,9 @@ def _index(url: str, scope: "Scope", base: str | None, scorer: str | None, embed
     registry = _open(url)
     bases = []
     if base is not None:
-        from mos.base_model import load_base
+        from jobs.opening import open_base
 
-        bases = [load_base(base).facts]
+        bases = [open_base(base).facts]
     scorers = [load_scorer(scorer)] if scorer or embed else []
     made: IndexReport = registry.index(scope, bases=bases, scorers=scorers)
     for problem in made.problems:

@@ -1,5 +1,6 @@
 """The command line: its help, its errors, its exit codes."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -64,6 +65,19 @@ def test_an_error_is_one_line_on_stderr_and_its_exit_code(
         cli.main()
     assert stopped.value.code == 4
     assert capsys.readouterr().err == "mos: alice/cat: not in the registry\n"
+
+
+def test_a_full_disk_is_said_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cli.cli, "main", fail)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 3
+    assert "the disk is full" in capsys.readouterr().err
 
 
 def test_errors_survive_the_journey_between_processes() -> None:
