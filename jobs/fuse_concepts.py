@@ -195,7 +195,7 @@ def run_fusion(
     """
     from cluster.pool import PoolOptions
     from cluster.session import connected
-    from mos.fusion.pipeline import write_pipeline
+    from mos.formats.merged import write_merged
 
     found = resolve_all(registry, spec)
     entries = lock_entries(found)
@@ -212,7 +212,7 @@ def run_fusion(
     say(f"fused in {time.monotonic() - started:.1f} s")
     write_outcome(model, out, entries)
     if merge is not None:
-        write_pipeline(base, model.adapter, merge)
+        write_merged(model.adapter, base, merge, layered_words=False)
         say(f"wrote the pipeline {merge}; its words have one embedding, the mean over the layers")
     published = ""
     if spec.publish:

@@ -264,7 +264,9 @@ def _named_tensors(edlora: EDLoRA) -> dict[str, Tensor]:
     return {name: tensor.detach().float().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _metadata(card: ArtifactCard) -> dict[str, str]:
+def card_metadata(card: ArtifactCard) -> dict[str, str]:
+    """A card as the ``mos.*`` text fields of a safetensors header; its title is ``modelspec.title``."""
+
     def as_json(value: Any) -> str:
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
@@ -280,6 +282,12 @@ def _metadata(card: ArtifactCard) -> dict[str, str]:
         "mos.tuned": as_json(list(card.tuned)),
         "mos.seed": str(card.seed),
         "mos.recipe": as_json(dict(card.recipe)),
+    }
+
+
+def _metadata(card: ArtifactCard) -> dict[str, str]:
+    return {
+        **card_metadata(card),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": _ARCHITECTURES[card.family],
         "modelspec.implementation": "https://github.com/huggingface/diffusers",
@@ -294,7 +302,12 @@ def _artifact_header(raw: TensorFileHeader, path: Path) -> ArtifactHeader:
     return ArtifactHeader(card=card, tensors=tensors)
 
 
-def _card(metadata: Mapping[str, str], path: Path) -> ArtifactCard:
+def parse_card(metadata: Mapping[str, str], path: Path) -> ArtifactCard:
+    """Read a card from a header's ``mos.*`` fields and ``modelspec.title``; further fields are passed over.
+
+    Raises:
+        ArtifactError: If a field is missing, malformed or of a newer format; names `path`.
+    """
     version = metadata.get("mos.format")
     if version is None:
         raise ArtifactError(f"{path}: no mos artifact: its metadata has no mos.format; try mos import")
@@ -304,7 +317,7 @@ def _card(metadata: Mapping[str, str], path: Path) -> ArtifactCard:
             "pip install --upgrade mos"
         )
     try:
-        card = ArtifactCard(
+        return ArtifactCard(
             words=tuple(json.loads(metadata["mos.words"])),
             class_word=metadata["mos.class_word"],
             kind=metadata["mos.kind"],
@@ -324,6 +337,11 @@ def _card(metadata: Mapping[str, str], path: Path) -> ArtifactCard:
         raise ArtifactError(f"{path}: metadata cannot be read: {error}") from error
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
+
+
+def _card(metadata: Mapping[str, str], path: Path) -> ArtifactCard:
+    """Read the card of an artifact, whose header holds nothing else."""
+    card = parse_card(metadata, path)
     if _metadata(card) != dict(metadata):
         differing = {key for key, value in metadata.items() if _metadata(card).get(key) != value}
         raise ArtifactError(f"{path}: unknown or unusual metadata: {', '.join(sorted(differing))[:200]}")

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from mos.artifact import card_metadata
 from mos.base_model import BaseModel
 from mos.concept import check_name
 from mos.edlora.adapter import Adapter, check_adapter
@@ -16,7 +17,6 @@ from mos.formats.embedding_loss import EmbeddingLoss, measure_losses
 from mos.formats.merged import write_merged
 from mos.formats.metadata import (
     ExportDetails,
-    card_metadata,
     hash_metadata,
     kohya_metadata,
     modelspec_metadata,
@@ -196,8 +196,9 @@ class _Export:
         )
 
     def _own_metadata(self) -> dict[str, str]:
-        own = modelspec_metadata(self.base.facts, self.details)
-        return own | (card_metadata(self.details.card) if self.details.card is not None else {})
+        """modelspec, and a concept's card as the importer reads it back."""
+        own, card = modelspec_metadata(self.base.facts, self.details), self.details.card
+        return own if card is None else own | card_metadata(card) | {"mos.title": card.title}
 
     def _write(self, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
         """Write a safetensors file with its own tensor hash in the metadata; return the hash."""

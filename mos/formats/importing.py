@@ -1,16 +1,14 @@
 """From files of other tools to one strict artifact, counting what matched and naming what did not."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mos.artifact import ArtifactCard, EDLoRA
+from mos.artifact import ArtifactCard, ArtifactError, EDLoRA, parse_card
 from mos.base_model import BaseModel
 from mos.edlora.lora import LowRank
 from mos.errors import BadInputError
@@ -18,8 +16,6 @@ from mos.facts import TUNABLE, BaseFacts, tuned_linears
 from mos.formats.names import KeyTable, LayerPart
 from mos.formats.source import ForeignFile, ImportFormatError, adapter_scale, open_foreign
 from mos.formats.words import FoundWords, find_words, own_words, words_of_base
-
-_CARD_KEYS = ("mos.words", "mos.class_word", "mos.kind", "mos.seed", "mos.recipe", "mos.base_fingerprint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +207,7 @@ def _assemble(
         raise BadInputError(f"{files[0].path}: says of no class what it shows; give one, such as --class-word cat")
     words = gathered.words or words_of_base(base, options.trigger or class_word)
     if own_card:
-        words = replace(words, names=own_card["words"])
+        words = replace(words, names=own_card.words)
     tuned = _tuned_groups(linears, base.facts)
     rank = max((update.rank for update in linears.values()), default=0)
     complete = _completed_linears(linears, tuned, rank, base.facts)
@@ -220,13 +216,13 @@ def _assemble(
         words=own_words(words, options.name),
         class_word=class_word,
         kind=options.kind or "object",
-        base_name=own_card.get("base_name", base.facts.name),
+        base_name=own_card.base_name if own_card else base.facts.name,
         family=base.facts.family,
         base_fingerprint=dict(base.facts.fingerprint),
         rank=rank,
         tuned=tuned,
-        seed=int(own_card.get("seed", 0)),
-        recipe=own_card["recipe"] if "recipe" in own_card else _recipe(files, spelling, options),
+        seed=own_card.seed if own_card else 0,
+        recipe=own_card.recipe if own_card else _recipe(files, spelling, options),
         title=options.title,
     )
     edlora = EDLoRA(card=card, linears=complete, embeddings=words.embeddings)
@@ -300,32 +296,25 @@ def _recipe(files: Sequence[ForeignFile], spelling: str, options: ImportOptions)
     return recipe
 
 
-def _own_card(files: Sequence[ForeignFile], facts: BaseFacts) -> dict[str, Any]:
-    """Read the card back from a file mos exported for this very base; empty for all other files."""
+def _own_card(files: Sequence[ForeignFile], facts: BaseFacts) -> ArtifactCard | None:
+    """Read the card back from a file mos exported for this very base; None for all other files."""
     for file in files:
         metadata = file.metadata
-        if all(key in metadata for key in _CARD_KEYS):
-            try:
-                if json.loads(metadata["mos.base_fingerprint"]) != dict(facts.fingerprint):
-                    return {}
-                return {
-                    "words": tuple(str(word) for word in json.loads(metadata["mos.words"])),
-                    "class_word": metadata["mos.class_word"],
-                    "kind": metadata["mos.kind"],
-                    "base_name": metadata["mos.base_name"],
-                    "title": metadata.get("mos.title", metadata.get("modelspec.title", "")),
-                    "seed": int(metadata["mos.seed"]),
-                    "recipe": {str(key): str(value) for key, value in json.loads(metadata["mos.recipe"]).items()},
-                }
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ImportFormatError(f"{file.path}: its mos metadata cannot be read: {error}") from error
-    return {}
+        if "mos.title" not in metadata:
+            continue
+        try:
+            card = parse_card({**metadata, "modelspec.title": metadata["mos.title"]}, file.path)
+        except ArtifactError as error:
+            raise ImportFormatError(f"{error}; its mos metadata was changed") from error
+        return card if dict(card.base_fingerprint) == dict(facts.fingerprint) else None
+    return None
 
 
-def _completed(options: ImportOptions, own_card: Mapping[str, Any]) -> ImportOptions:
+def _completed(options: ImportOptions, own_card: ArtifactCard | None) -> ImportOptions:
+    """Fill in what was not said from the file's own card."""
     return replace(
         options,
-        class_word=options.class_word or own_card.get("class_word"),
-        kind=options.kind or own_card.get("kind"),
-        title=options.title or own_card.get("title", options.name),
+        class_word=options.class_word or (own_card.class_word if own_card else None),
+        kind=options.kind or (own_card.kind if own_card else None),
+        title=options.title or (own_card.title if own_card else options.name),
     )

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,12 @@ def write_merged(
 
     Returns:
         The files written.
+
+    Raises:
+        BadInputError: If the directory is a file, or the base's tokenizer knows or splits one of the words.
     """
+    if directory.is_file():
+        raise BadInputError(f"{directory}: is a file; name a directory for the pipeline")
     parts = {component: copy.deepcopy(base.component(component)) for component in ("unet", *base.text_encoders)}
     for component, updates in adapter.linears.items():
         for layer, update in updates.items():
@@ -87,22 +92,34 @@ def _layered_rows(adapter: Adapter, encoder: str) -> dict[str, Tensor]:
 
 
 def _add_words(encoder: Any, tokenizer: Any, rows: Mapping[str, Tensor]) -> int:
-    """Add tokens and their embedding rows; returns the first new id."""
-    first = encoder.get_input_embeddings().weight.shape[0]
-    taken = [token for token in rows if token in tokenizer.get_vocab()]
-    if taken or len(tokenizer) != first:
+    """Add tokens and their embedding rows after the old table, which stays bit-equal; returns the first new id."""
+    # Old files name EOS 2, which makes transformers pool at the highest id: an added word instead of EOS.
+    encoder.config.eos_token_id = tokenizer.eos_token_id
+    first = int(encoder.get_input_embeddings().weight.shape[0])
+    if not rows:
+        return first
+    _extend_tokenizer(tokenizer, list(rows), first)
+    encoder.resize_token_embeddings(first + len(rows), mean_resizing=False)
+    with torch.no_grad():
+        for index, row in enumerate(rows.values()):
+            encoder.get_input_embeddings().weight[first + index] = row.to(encoder.get_input_embeddings().weight)
+    return first
+
+
+def _extend_tokenizer(tokenizer: Any, words: Sequence[str], first: int) -> None:
+    """Give the words the ids from `first` on; a tokenizer smaller than its embedding table is filled up before."""
+    taken = [word for word in words if word in tokenizer.get_vocab()]
+    if taken or len(tokenizer) > first:
         raise BadInputError(
             f"base's tokenizer has {len(tokenizer)} tokens for {first} embeddings and knows {taken or 'none'} already; "
             "export from the plain base"
         )
-    tokenizer.add_tokens(list(rows))
-    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    # Old files name EOS 2, which makes transformers pool at the highest id: an added word instead of EOS.
-    encoder.config.eos_token_id = tokenizer.eos_token_id
-    with torch.no_grad():
-        for index, row in enumerate(rows.values()):
-            encoder.get_input_embeddings().weight[first + index] = row.to(encoder.get_input_embeddings().weight)
-    return int(first)
+    padding = [f"<unused-{index}>" for index in range(len(tokenizer), first)]
+    tokenizer.add_tokens([*padding, *words])
+    for index, word in enumerate(words):
+        ids = tokenizer(word, add_special_tokens=False).input_ids
+        if list(ids) != [first + index]:
+            raise BadInputError(f"word {word} is read as tokens {list(ids)}, expected {first + index}; rename it")
 
 
 def _concept_table(adapter: Adapter, layers: int, first: int) -> dict[str, Any]:

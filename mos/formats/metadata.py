@@ -1,7 +1,6 @@
 """The metadata other tools look for in a LoRA file: modelspec, what is true of kohya's ss_ keys, a tensor hash."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -86,26 +85,6 @@ def kohya_metadata(facts: BaseFacts, details: ExportDetails, rank: int) -> dict[
             if ours in details.card.recipe:
                 fields[theirs] = details.card.recipe[ours]
     return fields
-
-
-def card_metadata(card: ArtifactCard) -> dict[str, str]:
-    """Return a concept's card as ``mos.*`` fields, which the importer reads back."""
-
-    def as_json(value: object) -> str:
-        return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-    return {
-        "mos.format": str(card.format_version),
-        "mos.words": as_json(list(card.words)),
-        "mos.class_word": card.class_word,
-        "mos.kind": card.kind,
-        "mos.base_name": card.base_name,
-        "mos.family": card.family,
-        "mos.base_fingerprint": as_json(dict(card.base_fingerprint)),
-        "mos.seed": str(card.seed),
-        "mos.recipe": as_json(dict(card.recipe)),
-        "mos.title": card.title,
-    }
 
 
 def tensor_hash(data: Iterable[bytes]) -> str:
