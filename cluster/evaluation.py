@@ -233,10 +233,14 @@ def _small_world_probe() -> "Probe":
 def _quiet() -> None:
     """Keep Ray Data's progress bars and plans off the terminal: progress is the caller's."""
     import logging
+    import warnings
 
     import ray.data
 
-    context = ray.data.DataContext.get_current()
+    with warnings.catch_warnings():
+        # Making its context, Ray Data 2.60 sets options that it deprecates itself.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
 
