@@ -7,7 +7,7 @@ name is a digest, so that a rerun knows what is already there, and a block that 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -145,7 +145,7 @@ def plan_blocks(
             if model.is_mark:
                 shots = tuple(shot for shot in shots if shot.prompt.alone and shot.prompt.backdrop)
             blocks += _cut(config, model, concept, shots, truth_digest(truths[concept]))
-        if model.source:
+        if model.source and model.scale:  # without updates, and without words to bind, it is the base
             blocks += _cut(config, model, "", config.suite.generic_shots(config.num_seeds), "")
     return tuple(blocks)
 
@@ -174,6 +174,8 @@ class BlockDrawer:
     models: Mapping[str, EvaluatedModel]
     truths: Mapping[str, ConceptTruth]
     adapters: Mapping[str, Adapter]
+    _plain: dict[tuple[Shot, ...], list["Image.Image"]] = field(default_factory=dict, init=False, repr=False)
+    """The bare base's pictures of generic prompts, which are the same beside every model."""
 
     def draw(self, block: Block) -> list["Image.Image"]:
         """One picture a shot; for generic prompts the base's pictures follow the model's.
@@ -195,8 +197,10 @@ class BlockDrawer:
 
     def _generic(self, model: EvaluatedModel, shots: Sequence[Shot]) -> list["Image.Image"]:
         nobody = ConceptTruth(ref="", word="", class_word="", references=())
-        after = self._sampled(model, nobody, shots)
-        return after + self._draw(None, nobody, shots)
+        key = tuple(shots)
+        if key not in self._plain:
+            self._plain[key] = self._draw(None, nobody, shots)
+        return self._sampled(model, nobody, shots) + self._plain[key]
 
     def _sampled(self, model: EvaluatedModel, truth: ConceptTruth, shots: Sequence[Shot]) -> list["Image.Image"]:
         adapter = self.adapters[model.source] if model.source else None

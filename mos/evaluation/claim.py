@@ -164,28 +164,31 @@ def claim_shots(config: ClaimConfig, suite: PromptSuite | None = None) -> tuple[
 
 def claim_truths(subjects: Sequence[ClaimSubject], config: ClaimConfig) -> list[ConceptTruth]:
     """Each concept's truth with distractors: other held-out individuals of its class, the same for all."""
+    classes = dict.fromkeys(subject.identity.class_name for subject in subjects)
+    distractors = {name: _strangers(name, config.num_distractors) for name in classes}
+    return [
+        ConceptTruth(
+            ref=str(subject.ref),
+            word=subject.ref.word,
+            class_word=subject.identity.class_name,
+            references=subject.references,
+            identity=subject.identity,
+            distractors=distractors[subject.identity.class_name],
+        )
+        for subject in subjects
+    ]
+
+
+def _strangers(class_name: str, count: int) -> "list[list[Image.Image]]":
+    """Pictures of held-out individuals of a class, four of each."""
     from mos.smallworld.concepts import concept_pictures
     from mos.smallworld.world import sample_identity
 
-    truths = []
-    for subject in subjects:
-        rng = np.random.default_rng(20271)
-        class_name = subject.identity.class_name
-        strangers = [sample_identity(rng, class_name=class_name, held_out=True) for _ in range(config.num_distractors)]
-        truths.append(
-            ConceptTruth(
-                ref=str(subject.ref),
-                word=subject.ref.word,
-                class_word=class_name,
-                references=subject.references,
-                identity=subject.identity,
-                distractors=[
-                    [picture for picture, _, _ in concept_pictures(stranger, seed, 4)]
-                    for seed, stranger in enumerate(strangers)
-                ],
-            )
-        )
-    return truths
+    rng = np.random.default_rng(20271)
+    strangers = [sample_identity(rng, class_name=class_name, held_out=True) for _ in range(count)]
+    return [
+        [picture for picture, _, _ in concept_pictures(stranger, seed, 4)] for seed, stranger in enumerate(strangers)
+    ]
 
 
 def measure_cell(

@@ -1,5 +1,6 @@
 """The paper's table: made whole on a tiny base, gone on with after a stop, and answers that follow from rows."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from PIL import Image
 
 from jobs import evaluate_table
 from jobs.evaluate_claims import answers, claims_page, command_line, losses
-from jobs.evaluate_table import FUSIONS, SCALE_ZERO, TableConfig, TableRun, fused_method
+from jobs.table_config import FUSIONS, SCALE_ZERO, TableConfig, TableRun, fused_method
 from mos.errors import BadInputError, ConflictError
 from mos.evaluation.drawing import CEILING_AUTOENCODER, FLOOR_BASE
 from mos.evaluation.results import PictureScore, values_of
@@ -77,11 +78,35 @@ def test_one_command_trains_fuses_draws_scores_and_writes_and_then_finds_it_all_
     assert (out / "claims.md").exists()
 
 
-def test_a_folder_begun_with_other_settings_is_left_alone(tmp_path):
-    TableRun(tmp_path, TableConfig(num_concepts=5, sizes=(3,))).settle()
-    TableRun(tmp_path, TableConfig(num_concepts=5, sizes=(3,))).settle()
-    with pytest.raises(ConflictError, match="other settings"):
-        TableRun(tmp_path, TableConfig(num_concepts=6, sizes=(3,))).settle()
+def test_the_page_can_be_written_of_what_is_there_so_far(shelf, tmp_path):
+    run, out = CliRunner(), tmp_path / "table"
+    early = run.invoke(evaluate_table.main, arguments(shelf, out, "--until", "nothing"))
+    assert early.exit_code == 4
+    assert "nothing was drawn" in early.stderr
+    trained = run.invoke(evaluate_table.main, arguments(shelf, out, "--until", "train"), catch_exceptions=False)
+    assert trained.exit_code == 0
+    assert len(list(out.rglob("*.safetensors"))) == 2
+    assert not list(out.rglob("*.parquet"))
+    whole = run.invoke(evaluate_table.main, arguments(shelf, out), catch_exceptions=False)
+    assert whole.exit_code == 0
+    shutil.rmtree(out / "fused" / "ed-lora-plus-average")
+    part = run.invoke(evaluate_table.main, arguments(shelf, out, "--until", "nothing"), catch_exceptions=False)
+    assert part.exit_code == 0
+    text = (out / "claims.md").read_text()
+    assert "- only 2 of 14 concepts" in text
+    assert "- ED-LoRA + average of 3" in text
+    assert "| ED-LoRA + gradient (exact) · 2 |" in text
+    assert "| ED-LoRA + average · 2 |" not in text
+
+
+def test_a_folder_may_grow_but_not_change_its_base_or_its_recipes(tmp_path):
+    base = random_base("sd1")
+    TableRun(tmp_path, TableConfig(num_concepts=5, sizes=(3,))).settle(base)
+    TableRun(tmp_path, TableConfig(num_concepts=6, sizes=(3, 5), num_seeds=2)).settle(base)
+    with pytest.raises(ConflictError, match="another recipe of textual inversion"):
+        TableRun(tmp_path, TableConfig(training_steps=7)).settle(base)
+    with pytest.raises(ConflictError, match="another base"):
+        TableRun(tmp_path, TableConfig()).settle(random_base("sd1", seed=1))
 
 
 def test_concepts_are_held_out_and_keep_their_identity_over_methods_and_seeds():
@@ -157,6 +182,8 @@ def test_the_questions_are_answered_from_paired_rows():
     found = {verdict.statement: verdict.holds for verdict in answers(by_method(rows(LEVELS)), CONFIG)}
     assert found == {
         "Averaging 3 concepts costs ED-LoRA less than LoRA.": True,
+        "ED-LoRA + gradient (lbfgs) of 3 keeps more of the identities than averaging.": True,
+        "ED-LoRA + gradient (exact) of 3 keeps more of the identities than averaging.": True,
         "ED-LoRA + gradient (lbfgs) of 3 loses at most a third of what averaging loses.": True,
         "ED-LoRA + gradient (exact) of 3 loses at most a third of what averaging loses.": False,
         "At LoRA scale 0 the words alone show more of the identity than the untrained base.": True,

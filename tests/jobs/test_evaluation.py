@@ -250,6 +250,7 @@ def test_a_block_of_a_newer_format_is_refused_with_the_way_out():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_pipeline_on_ray_makes_the_rows_the_serial_run_makes(evaluated, shelf, tmp_path):
     from cluster.session import local_ray
 
@@ -267,6 +268,7 @@ def test_the_pipeline_on_ray_makes_the_rows_the_serial_run_makes(evaluated, shel
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2700)
 def test_a_run_that_is_killed_is_completed_without_repeating_rows(shelf, tmp_path):
     registry = tmp_path / "registry"
     registry.mkdir()
@@ -277,15 +279,18 @@ def test_a_run_that_is_killed_is_completed_without_repeating_rows(shelf, tmp_pat
         "--scorer", str(shelf / "scorer"), "--registry", str(registry), "--json",
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while len(list(registry.rglob("*.parquet"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
+        deadline = time.monotonic() + 1200
+        while len(list(registry.rglob("*.parquet"))) < 2 and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.05)
+        assert process.poll() is None, log.read_text()[-2000:]
+        process.send_signal(signal.SIGKILL)
+        process.wait()
     before = len(list(registry.rglob("*.parquet")))
-    assert before >= 2
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=280, check=True)
+    assert before >= 2, log.read_text()[-2000:]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=1200, check=True)
     outcome = json.loads(done.stdout)
     assert outcome["num_found"] >= before
     rows = [(row.score.model, *row.score.pair) for row in stored(registry)]
