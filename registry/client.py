@@ -27,7 +27,7 @@ from registry.resolving import Resolved, resolve
 from registry.row import Row
 from registry.runs import ObjectPrefix
 from registry.search import Query, run_query
-from registry.similarity import Scorer, nearest
+from registry.similarity import Scorer, closest_rows
 from registry.weights import FUSED_REPORT, FUSED_WEIGHTS, Package, WeightsCheck, check_exists, read_package
 
 if TYPE_CHECKING:
@@ -305,22 +305,32 @@ class Registry:
         return run_query(self._shelf.catalogue().paths(), query or Query())
 
     def similar(
-        self, scorer: Scorer, *, images: Sequence[object] = (), prompts: Sequence[str] = (), limit: int = 10
+        self,
+        scorer: Scorer,
+        *,
+        images: Sequence[object] = (),
+        prompts: Sequence[str] = (),
+        query: Query | None = None,
     ) -> list[tuple[Row, float]]:
-        """Listed versions whose previews are closest to pictures or prompts, with their cosine."""
+        """Listed versions whose previews are closest to pictures or prompts, with their cosine, closest first.
+
+        Args:
+            scorer: Compares; the catalogue must have embeddings by it.
+            images: Pictures.
+            prompts: Prompts.
+            query: Narrows the search, and says how many are wanted; the 10 closest of all if None.
+
+        Raises:
+            BadInputError: If there is neither a picture nor a prompt.
+            NotFoundError: If the catalogue has no embeddings by this scorer.
+        """
         import numpy as np
 
         if not images and not prompts:
             raise BadInputError("similarity needs a picture or a prompt to compare with")
         parts = [scorer.image_features(images)] if images else []  # type: ignore[arg-type]
         parts += [scorer.text_features(prompts)] if prompts else []
-        catalogue = self._shelf.catalogue()
-        found = []
-        for neighbour in nearest(catalogue, scorer, np.concatenate(parts), limit):
-            row = catalogue.version(neighbour.ref)
-            if row is not None:
-                found.append((row, neighbour.similarity))
-        return found
+        return closest_rows(self._shelf.catalogue(), scorer, np.concatenate(parts), query or Query(limit=10))
 
     def withdraw(self, ref: ConceptRef, action: Action, key: SigningKey, reason: str = "") -> list[ConceptRef]:
         """Yank, unyank, approve or delete a version, or all versions of a concept; see `deletion.withdraw`."""

@@ -1,12 +1,18 @@
 """Search over the catalogue's Parquet files with duckdb."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from mos.concept import ConceptRef
 from mos.errors import BadInputError
 from registry.row import Row, State
 
 MAX_LIMIT = 10_000
+
+_DIGEST = re.compile("[0-9a-f]{1,16}")
+_Hit = tuple[str, str, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,46 +52,64 @@ class Query:
             raise BadInputError(f"state {self.state!r}: expected one of {', '.join(State)}")
 
 
-def run_query(paths: Sequence[str], query: Query) -> list[Row]:
-    """The rows that fit, newest first.
+def run_query(paths: Sequence[str], query: Query, among: Sequence[ConceptRef] | None = None) -> list[Row]:
+    """The rows that fit, newest first: in the order in which their concepts were last seen to grow.
 
     Args:
         paths: Local Parquet files of one snapshot.
         query: What to look for.
+        among: Only look at these concepts, if given.
     """
-    if not paths:
+    if not paths or among == []:
         return []
     import duckdb  # takes a moment to import
 
-    where, values = _conditions(query)
-    newest = (
-        ""
-        if query.all_versions
-        else "QUALIFY row_number() OVER (PARTITION BY owner, concept ORDER BY version DESC) = 1"
-    )
-    # The hits are found in the narrow columns; the wide ones are then read for them alone.
-    find = f"""
-        SELECT filename, owner, concept, version
-        FROM read_parquet(?, filename = true) {where} {newest}
+    where, values = _conditions(query, among)
+    with duckdb.connect(":memory:", config={"threads": 2}) as connection:
+        connection.execute("SET parquet_metadata_cache = true")  # the second query opens the same files
+        hits = _find(connection, paths, query, where, values)
+        return _fetch(connection, paths, query, where, values, hits) if hits else []
+
+
+def _find(connection: Any, paths: Sequence[str], query: Query, where: str, values: list[object]) -> list[_Hit]:
+    """Owner, concept and version of enough of the newest hits, from the narrow columns alone.
+
+    Older versions of one concept take places among the newest hits, so without `all_versions` a few more are
+    asked for, and many more if those turn out too few: a window over all hits costs several times as much.
+    """
+    statement = f"""
+        SELECT owner, concept, version FROM read_parquet(?) {where}
         ORDER BY first_seen_snapshot DESC, owner, concept, version DESC LIMIT ?
     """  # noqa: S608 - every value is bound, the text has only names of our own
-    fetch = """
-        SELECT * FROM read_parquet(?)
-        WHERE owner IN (SELECT unnest(?)) AND concept IN (SELECT unnest(?))
-    """
-    with duckdb.connect(":memory:", config={"threads": 2}) as connection:
-        hits = connection.execute(find, [list(paths), *values, query.limit]).fetchall()
-        if not hits:
-            return []
-        files, owners, concepts = (sorted({hit[column] for hit in hits}) for column in range(3))
-        cursor = connection.execute(fetch, [files, owners, concepts])
-        names = [column[0] for column in cursor.description or ()]
-        rows = [Row.from_dict(dict(zip(names, record, strict=True))) for record in cursor.fetchall()]
-    by_key = {(row.owner, row.concept, row.version): row for row in rows}
-    return [by_key[hit[1:]] for hit in hits]
+    wanted = query.limit if query.all_versions else query.limit * 2 + 20
+    while True:
+        hits: list[_Hit] = connection.execute(statement, [list(paths), *values, wanted]).fetchall()
+        if query.all_versions or len(hits) < wanted or len({hit[:2] for hit in hits}) >= query.limit:
+            return hits
+        wanted *= 8
 
 
-def _conditions(query: Query) -> tuple[str, list[object]]:
+def _fetch(
+    connection: Any, paths: Sequence[str], query: Query, where: str, values: list[object], hits: list[_Hit]
+) -> list[Row]:
+    """The whole rows of the hits; of each concept the newest version that fits, unless all are wanted."""
+    concepts = list(dict.fromkeys(hit[:2] for hit in hits))[: query.limit]
+    statement = f"""
+        SELECT * FROM read_parquet(?) {where or "WHERE true"}
+        AND owner IN (SELECT unnest(?)) AND concept IN (SELECT unnest(?)) ORDER BY version
+    """  # noqa: S608 - every value is bound, the text has only names of our own
+    owners, names = (sorted({concept[part] for concept in concepts}) for part in range(2))
+    cursor = connection.execute(statement, [list(paths), *values, owners, names])
+    columns = [column[0] for column in cursor.description or ()]
+    rows = [Row.from_dict(dict(zip(columns, record, strict=True))) for record in cursor.fetchall()]
+    if query.all_versions:
+        by_version = {(row.owner, row.concept, row.version): row for row in rows}
+        return [by_version[hit] for hit in hits]
+    newest = {(row.owner, row.concept): row for row in rows}  # ordered by version: the last one stays
+    return [newest[concept] for concept in concepts]
+
+
+def _conditions(query: Query, among: Sequence[ConceptRef] | None) -> tuple[str, list[object]]:
     """The WHERE clause and the values bound in it."""
     clauses: list[str] = []
     values: list[object] = []
@@ -105,9 +129,13 @@ def _conditions(query: Query) -> tuple[str, list[object]]:
         clauses.append("list_contains(tags, ?)")
         values.append(query.tag)
     if query.base is not None:
-        clauses.append("(base_name = ? OR base_family = ? OR contains(base_key, ?))")
-        values += [query.base, query.base, f":{query.base}"]
+        is_digest = _DIGEST.fullmatch(query.base) is not None
+        clauses.append("(base_name = ? OR base_family = ?" + (" OR contains(base_key, ?))" if is_digest else ")"))
+        values += [query.base, query.base] + ([f":{query.base}"] if is_digest else [])
     for word in query.text.lower().split():
         clauses.append("contains(search_text, ?)")
         values.append(word)
+    if among is not None:
+        clauses.append("owner || '/' || concept IN (SELECT unnest(?))")
+        values.append(sorted({f"{ref.owner}/{ref.name}" for ref in among}))
     return ("WHERE " + " AND ".join(clauses) if clauses else ""), values

@@ -18,6 +18,15 @@ MAX_SHARD_ROWS = 32_768
 """A file with more rows is split in two."""
 
 _ROW_GROUP = 8_192
+_PRUNED_BY = ("owner", "concept", "version", "first_seen_snapshot")
+"""Columns whose bounds let a reader leave out row groups; bounds of others only make footers longer."""
+
+_NEARLY_UNIQUE = {
+    *("concept", "title", "description", "search_text", "run_id", "created_at", "first_seen_at"),
+    *("weights_sha256", "manifest_sha256", "codes", "scales"),
+}
+"""Columns for which a dictionary would be as long as the column."""
+
 _ARROW_TYPES: dict[Any, pa.DataType] = {
     str: pa.string(),
     int: pa.int64(),
@@ -68,8 +77,20 @@ def owners_in(data: bytes) -> set[str]:
 def encode(table: pa.Table) -> bytes:
     """The bytes of a catalogue file; the same rows give the same bytes."""
     sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", row_group_size=_ROW_GROUP, write_statistics=True)
+    pq.write_table(
+        table,
+        sink,
+        compression="zstd",
+        row_group_size=_ROW_GROUP,
+        write_statistics=[name for name in _PRUNED_BY if name in table.schema.names],
+        use_dictionary=[_leaf(field) for field in table.schema if field.name not in _NEARLY_UNIQUE],
+    )
     return sink.getvalue()
+
+
+def _leaf(field: pa.Field) -> str:
+    """The path of a column's values in a Parquet file."""
+    return f"{field.name}.list.element" if pa.types.is_list(field.type) else str(field.name)
 
 
 def merge(

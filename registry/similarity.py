@@ -6,7 +6,7 @@ catalogue's. The inner product of two is their cosine to within the rounding.
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from mos.errors import BadInputError, MosError, NotFoundError
 from registry.layout import blob_key
 from registry.reading import Catalogue, Shelf
 from registry.row import Row, State
+from registry.search import MAX_LIMIT, Query, run_query
 from registry.snapshot import ShardEntry
 
 if TYPE_CHECKING:
@@ -137,6 +138,22 @@ def quantise(features: Floats) -> tuple[NDArray[np.int8], Floats]:
     scales = np.maximum(np.abs(unit).max(axis=1), 1e-12) / 127.0
     codes = np.rint(unit / scales[:, None]).astype(np.int8)
     return codes, scales.astype(np.float32)
+
+
+def closest_rows(catalogue: Catalogue, scorer: Scorer, queries: Floats, query: Query) -> list[tuple[Row, float]]:
+    """The rows that fit `query` with a preview closest to any of the features [n, dim], closest first.
+
+    The closest of all are looked up in the catalogue; if too few of them fit, eight times as many are.
+    """
+    paths, wanted = catalogue.paths(), query.limit
+    while True:
+        neighbours = nearest(catalogue, scorer, queries, wanted)
+        refs = [neighbour.ref for neighbour in neighbours]
+        fitting = {row.ref: row for row in run_query(paths, replace(query, limit=MAX_LIMIT), among=refs)}
+        found = [(fitting[one.ref], one.similarity) for one in neighbours if one.ref in fitting]
+        if len(found) >= query.limit or len(neighbours) < wanted:
+            return found[: query.limit]
+        wanted *= 8
 
 
 def nearest(catalogue: Catalogue, scorer: Scorer, queries: Floats, limit: int) -> list[Neighbour]:

@@ -64,14 +64,12 @@ def search(
     from registry.search import Query
 
     registry = _open(registry_url)
-    rows = registry.search(Query(text=" ".join(text), limit=limit if not (like or prompt) else 10_000, **filters))
+    query = Query(text=" ".join(text), limit=limit, **filters)
     if like is None and prompt is None:
-        print_rows(rows, as_json, registry=registry)
+        print_rows(registry.search(query), as_json, registry=registry)
         return
-    fitting = {row.ref for row in rows}
     images = [] if like is None else [read_picture(like)]
-    found = registry.similar(load_scorer(scorer), images=images, prompts=[prompt] if prompt else [], limit=10_000)
-    hits = [(row, closeness) for row, closeness in found if row.ref in fitting][:limit]
+    hits = registry.similar(load_scorer(scorer), images=images, prompts=[prompt] if prompt else [], query=query)
     print_rows([row for row, _ in hits], as_json, [closeness for _, closeness in hits], registry=registry)
 
 
@@ -192,17 +190,19 @@ def verify(refs: tuple[str, ...], registry_url: str, as_json: bool) -> None:
 @click.argument("ref")
 @click.option("--reason", default="", help="For those who ask why.")
 @registry_option
-def yank(ref: str, reason: str, registry_url: str) -> None:
+@json_option
+def yank(ref: str, reason: str, registry_url: str, as_json: bool) -> None:
     """Hide a version, or all versions of a concept; unyank brings it back."""
-    _withdraw(registry_url, ref, "yank", reason)
+    report_withdrawn(_withdraw(registry_url, ref, "yank", reason), "yank", as_json)
 
 
 @command.command("unyank")
 @click.argument("ref")
 @registry_option
-def unyank(ref: str, registry_url: str) -> None:
+@json_option
+def unyank(ref: str, registry_url: str, as_json: bool) -> None:
     """Show a version again that was yanked."""
-    _withdraw(registry_url, ref, "unyank", "")
+    report_withdrawn(_withdraw(registry_url, ref, "unyank", ""), "unyank", as_json)
 
 
 @command.command("delete")
@@ -210,20 +210,21 @@ def unyank(ref: str, registry_url: str) -> None:
 @click.option("--reason", default="", help="Such as: consent withdrawn.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @registry_option
-def delete(ref: str, reason: str, yes: bool, registry_url: str) -> None:
+@json_option
+def delete(ref: str, reason: str, yes: bool, registry_url: str, as_json: bool) -> None:
     """Remove the bytes of a version, or of all versions of a concept, for good; a tombstone stays."""
     from registry.errors import ObjectMissingError
 
     if not yes:
         click.confirm(f"Delete {ref} for good?", abort=True, err=True)
-    registry = _open(registry_url)
-    _withdraw(registry_url, ref, "delete", reason)
+    withdrawn = _withdraw(registry_url, ref, "delete", reason)
     try:
-        fusions = registry.affected(ConceptRef.parse(ref))
+        fusions = [str(row.ref) for row in _open(registry_url).affected(ConceptRef.parse(ref))]
     except ObjectMissingError:
         fusions = []
-    for row in fusions:
-        click.echo(f"mos: {row.ref} was fused from it", err=True)
+    report_withdrawn(withdrawn, "delete", as_json, affected=fusions)
+    for fusion in fusions:
+        click.echo(f"mos: {fusion} was fused from it", err=True)
 
 
 def print_rows(
@@ -308,6 +309,15 @@ def load_scorer(path_or_id: str | None) -> Any:
     return scorer
 
 
+def report_withdrawn(refs: list[ConceptRef], action: str, as_json: bool, **more: object) -> None:
+    """Print to which versions an action was applied; `more` only in JSON."""
+    if as_json:
+        print_json({"action": action, "refs": [str(ref) for ref in refs], **more})
+        return
+    for ref in refs:
+        click.echo(f"{ref} {action}")
+
+
 def read_picture(path: Path) -> Any:
     """A picture from a file.
 
@@ -356,15 +366,15 @@ def _open(url: str) -> "Registry":
     return Registry.open(url)
 
 
-def _withdraw(url: str, ref: str, action: "Action", reason: str) -> None:
+def _withdraw(url: str, ref: str, action: "Action", reason: str) -> list[ConceptRef]:
     registry = _open(url)
     target = ConceptRef.parse(ref)
     own = registry.home.has_owner_key(target.owner)
     key = registry.home.owner_key(target.owner) if own else registry.administrator.key
-    for one in registry.withdraw(target, action, key, reason):
-        click.echo(f"{one} {action}")
+    withdrawn = registry.withdraw(target, action, key, reason)
     if registry.may_index:
         registry.index()
+    return withdrawn
 
 
 def _licence(name: str, credit: tuple[str, ...], person: str | None, consent: Path | None) -> Any:

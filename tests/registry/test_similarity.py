@@ -10,6 +10,7 @@ from mos.concept import ConceptRef
 from mos.errors import BadInputError, NotFoundError
 from registry.client import Details, Registry
 from registry.indexer import Indexer
+from registry.search import Query
 from registry.shards import EMBEDDING_SCHEMA, encode
 from registry.similarity import nearest_in, quantise
 from tests.registry.world import LICENCE, ColourScorer, any_weights, make_package, write_picture
@@ -65,6 +66,8 @@ def test_pictures_find_their_like_and_what_is_yanked_is_forgotten(registry: Regi
     _index(registry, ColourScorer())
     (first, _), (second, _) = registry.similar(ColourScorer(), prompts=["red"])
     assert (first.concept, second.concept) == ("rose", "sky")
+    for query in (Query(text="sky"), Query(text="sky", limit=1)):
+        assert [row.concept for row, _ in registry.similar(ColourScorer(), prompts=["red"], query=query)] == ["sky"]
     registry.withdraw(ConceptRef("alice", "rose", 1), "yank", key)
     _index(registry)
     assert [row.concept for row, _ in registry.similar(ColourScorer(), prompts=["red"])] == ["sky"]
