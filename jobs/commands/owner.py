@@ -138,7 +138,8 @@ def show(name: str, registry_url: str, as_json: bool) -> None:
 @click.option("--publisher", required=True, metavar="KEY", help="Public key of the cluster that will sign.")
 @click.option("--days", default=7, show_default=True, help="For how long.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Where to write the grant.")
-def grant(ref: str, run_id: str, spec_sha256: str, publisher: str, days: int, out: Path) -> None:
+@json_option
+def grant(ref: str, run_id: str, spec_sha256: str, publisher: str, days: int, out: Path, as_json: bool) -> None:
     """Let one run publish REF (owner/name) while you are away."""
     import time
 
@@ -157,6 +158,9 @@ def grant(ref: str, run_id: str, spec_sha256: str, publisher: str, days: int, ou
         expires_at=format_time(time.time() + days * 86_400),
     )
     write_atomically(out, made.sign(Home().owner_key(target.owner)).to_bytes())
+    if as_json:
+        print_json({"path": str(out), "ref": str(target), "run_id": run_id, "expires_at": made.expires_at})
+        return
     click.echo(f"{out}: run {run_id} may publish {ref} until {made.expires_at}")
 
 

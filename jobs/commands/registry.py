@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.commands.concept import load_scorer, print_rows, report
+from jobs.commands.concept import load_scorer, print_rows, report, report_withdrawn
 from jobs.options import base_option, json_option, print_json, registry_option
 from mos.concept import ConceptRef
 
@@ -135,23 +135,28 @@ def affected(ref: str, registry_url: str, as_json: bool) -> None:
 @command.command("approve")
 @click.argument("ref")
 @registry_option
-def approve(ref: str, registry_url: str) -> None:
+@json_option
+def approve(ref: str, registry_url: str, as_json: bool) -> None:
     """Approve a checked version for listing; needs the administrator's key."""
     registry = _open(registry_url)
-    for one in registry.withdraw(ConceptRef.parse(ref), "approve", registry.administrator.key):
-        click.echo(f"{one} approved")
+    approved = registry.withdraw(ConceptRef.parse(ref), "approve", registry.administrator.key)
     if registry.may_index:
         registry.index()
+    report_withdrawn(approved, "approve", as_json)
 
 
 @command.command("forget")
 @click.argument("url")
-def forget(url: str) -> None:
+@json_option
+def forget(url: str, as_json: bool) -> None:
     """Forget what this home has seen of the registry at URL, for when it was really made anew."""
     from registry.home import Home
     from registry.objects import open_store
 
     Home().forget(open_store(url).url)
+    if as_json:
+        print_json({"url": url, "forgotten": True})
+        return
     click.echo(f"{url}: forgotten")
 
 

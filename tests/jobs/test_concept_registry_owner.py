@@ -82,6 +82,31 @@ def test_yank_delete_and_affected_are_seen_at_once(mos: Mos, weights: Path):
     assert caught.value.exit_code == 4
 
 
+def test_what_changes_something_says_so_in_json_too(mos: Mos, weights: Path, tmp_path: Path):
+    _founded(mos, "alice")
+    mos("concept", "publish", weights, "alice/robot")
+    changed = ["alice/robot@1"]
+    assert _json(mos("concept", "yank", "alice/robot", "--json")) == {"action": "yank", "refs": changed}
+    assert _json(mos("concept", "unyank", "alice/robot@1", "--json")) == {"action": "unyank", "refs": changed}
+    assert _json(mos("registry", "approve", "alice/robot@1", "--json")) == {"action": "approve", "refs": changed}
+    deleted = _json(mos("concept", "delete", "alice/robot", "--yes", "--json"))
+    assert deleted == {"action": "delete", "refs": changed, "affected": []}
+    cluster = _json(mos("owner", "new", "cluster", "--json"))["public_key"]
+    grant = tmp_path / "grant.json"
+    terms = ("--run-id", "run-1", "--spec-sha256", "0" * 64, "--publisher", cluster, "--out", grant)
+    granted = _json(mos("owner", "grant", "alice/robot", *terms, "--json"))
+    assert (granted["ref"], granted["run_id"], granted["path"]) == ("alice/robot", "run-1", str(grant))
+    assert grant.is_file()
+    assert _json(mos("registry", "forget", tmp_path / "shelf", "--json"))["forgotten"] is True
+
+
+def test_every_command_of_the_three_groups_takes_json():
+    groups = [cli.get_command(click.Context(cli), name) for name in ("concept", "registry", "owner")]
+    commands = [command for group in groups if isinstance(group, click.Group) for command in group.commands.values()]
+    assert len(commands) >= 25
+    assert [one.name for one in commands if not any("--json" in option.opts for option in one.params)] == []
+
+
 def test_a_licence_that_forbids_it_and_a_person_without_consent(mos: Mos, weights: Path, tmp_path: Path):
     _founded(mos, "alice")
     with pytest.raises(MosError, match="expected one of") as caught:
