@@ -28,13 +28,20 @@ def _text(event: Event) -> str:
         "retrying": lambda e: f"trying again: {e['reason']}",
         "cancelling": lambda _: "stopping after this step",
         "cancelled": lambda e: f"cancelled at step {e.get('step', 0)}; `mos jobs retry` goes on from there",
-        "staged": lambda e: f"trained, {e['sha256'][:12]} is staged",
+        "grid": lambda e: f"drew {e['name']}",
+        "staged": lambda e: f"trained, {e['sha256'][:12]} is staged{_judged(e)}",
         "published": lambda e: f"published as {e['ref']}",
         "failed": lambda e: f"failed: {e['error']}",
         "fenced": lambda _: "given up: a newer attempt has this run",
     }
     writer = writers.get(str(event.get("event")))
     return writer(event) if writer else str(event.get("text") or event.get("event"))
+
+
+def _judged(event: Event) -> str:
+    """Which seed was kept, and the advice on a concept whose words do not carry it."""
+    kept = f"; kept seed {event['seed']} of {len(event['seeds'])}" if len(event.get("seeds", ())) > 1 else ""
+    return f"{kept}; warning: {event['warning']}" if event.get("warning") else kept
 
 
 def _left(event: Event) -> str:

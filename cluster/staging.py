@@ -4,6 +4,7 @@
     pictures/000.png, 000.mask.png pixels and masks, numbered: file names and EXIF stay with their owner
     staged/<sha256>.safetensors    the trained concept, not yet signed
     staged/report.json             its digest, the steps, the losses; the first one written stands
+    grids/000100.png               the concept at several LoRA scales after so many steps, where asked for
 
 Pictures are there only while their run needs them.
 """
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mos.training import ConceptData
 
 STAGED_REPORT = "staged/report.json"
+GRIDS = "grids"
 _PICTURES = "pictures"
 _INDEX = "pictures/index.json"
 
@@ -138,6 +140,11 @@ def read_staged(place: RunPlace) -> tuple[bytes, dict[str, Any]]:
     if hashlib.sha256(artifact).hexdigest() != report["sha256"]:
         raise CheckFailedError("the staged artifact is not the one its report speaks of; retry the run")
     return artifact, report
+
+
+def grid_name(step: int) -> str:
+    """The name of the grid drawn after so many steps."""
+    return f"{GRIDS}/{step:06d}.png"
 
 
 def _artifact_name(digest: str) -> str:

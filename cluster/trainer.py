@@ -19,13 +19,16 @@ from cluster import metrics
 from cluster.checkpoint import Checkpoints, RunPlace
 from cluster.failure import FaultKind, classify
 from cluster.progress import event_line
-from cluster.staging import read_pictures, read_staged_report, stage_result
+from cluster.staging import grid_name, read_pictures, read_staged_report, stage_result
 from cluster.timeline import Stopwatch, process_cpu_s
 from mos.concept import ConceptRef
 from mos.errors import JobFailedError, MosError
 
 if TYPE_CHECKING:
-    from mos.training import StepReport, Trainer, TrainingConfig
+    from mos.artifact import EDLoRA
+    from mos.base_model import BaseModel
+    from mos.training import StepReport, TrainingConfig
+    from mos.training.contest import ContestTrainer
 
 OpenPlace = Callable[[str], RunPlace]
 """Run id -> the private place of that run; it travels to the worker by pickling."""
@@ -41,6 +44,8 @@ class TrainingRequest:
         config: All training options.
         checkpoint_every: Steps between checkpoints; 0 for none but at cancellation.
         report_every: Steps between reports.
+        num_seeds: Train so many seeds side by side and stage the one whose words alone fit the pictures best.
+        grid_steps: After these steps draw the concept at several LoRA scales into the run's place.
     """
 
     run_id: str
@@ -48,6 +53,8 @@ class TrainingRequest:
     config: "TrainingConfig"
     checkpoint_every: int = 100
     report_every: int = 10
+    num_seeds: int = 1
+    grid_steps: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass
@@ -87,7 +94,7 @@ class TrainerWorker:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._is_closing = False
-        self._trainer: Trainer | None = None
+        self._trainer: ContestTrainer | None = None
 
     def place(self) -> int:
         """Answer with the process id: the worker has its resources."""
@@ -117,9 +124,9 @@ class TrainerWorker:
     def work(self) -> None:
         """Load the base, then step all slots until closed; errors of one run stay with that run."""
         from mos.base_model import load_base
-        from mos.training import Trainer
+        from mos.training.contest import ContestTrainer
 
-        self._trainer = trainer = Trainer(load_base(self._base or None))
+        self._trainer = trainer = ContestTrainer(load_base(self._base or None))
         while not (self._is_closing and not self._active and not self._inbox):
             self._take_in(trainer)
             self._obey(trainer)
@@ -129,14 +136,14 @@ class TrainerWorker:
                 self._wake.wait(timeout=0.2)
                 self._wake.clear()
 
-    def _take_in(self, trainer: "Trainer") -> None:
+    def _take_in(self, trainer: "ContestTrainer") -> None:
         with self._lock:
             arrived, self._inbox = self._inbox, []
         for request, attempt in arrived:
             with self._errors_of(request.run_id):
                 self._start(trainer, request, attempt)
 
-    def _start(self, trainer: "Trainer", request: TrainingRequest, attempt: int) -> None:
+    def _start(self, trainer: "ContestTrainer", request: TrainingRequest, attempt: int) -> None:
         from mos.training import SlotSpec
 
         place = self._open_place(request.run_id)
@@ -148,7 +155,7 @@ class TrainerWorker:
         checkpoints = Checkpoints(place, attempt=attempt)
         newest = checkpoints.newest()
         spec = SlotSpec(key=request.run_id, data=read_pictures(place), config=request.config)
-        trainer.admit(spec, newest.data if newest else None)
+        trainer.admit(spec, newest.data if newest else None, num_seeds=request.num_seeds)
         step = newest.pointer.step if newest else 0
         self._active[request.run_id] = _Active(
             request=request, place=place, checkpoints=checkpoints, watch=watch, first_step=step, step=step
@@ -164,7 +171,7 @@ class TrainerWorker:
             worker=self._name,
         )
 
-    def _obey(self, trainer: "Trainer") -> None:
+    def _obey(self, trainer: "ContestTrainer") -> None:
         with self._lock:
             cancelled = self._cancelled & self._active.keys()
         for run_id in sorted(cancelled):
@@ -176,7 +183,7 @@ class TrainerWorker:
                 self._leave(run_id)
                 self._tell(run_id, "cancelled", step=active.step, interval=active.watch.stop().as_dict())
 
-    def _step(self, trainer: "Trainer") -> None:
+    def _step(self, trainer: "ContestTrainer") -> None:
         started = time.monotonic()
         reports = trainer.step()
         seconds = time.monotonic() - started
@@ -185,7 +192,7 @@ class TrainerWorker:
             with self._errors_of(report.key):
                 self._digest(trainer, active, report, seconds)
 
-    def _digest(self, trainer: "Trainer", active: _Active, report: "StepReport", seconds: float) -> None:
+    def _digest(self, trainer: "ContestTrainer", active: _Active, report: "StepReport", seconds: float) -> None:
         request = active.request
         active.step = report.step
         active.losses.append(report.loss)
@@ -198,7 +205,10 @@ class TrainerWorker:
             self._report(active, report)
         if report.is_done:
             self._finish(trainer, active)
-        elif request.checkpoint_every and report.step % request.checkpoint_every == 0:
+            return
+        if report.step in request.grid_steps:
+            self._draw(trainer.base, active, trainer.snapshot(request.run_id))
+        if request.checkpoint_every and report.step % request.checkpoint_every == 0:
             self._save(trainer, active)
 
     def _report(self, active: _Active, report: "StepReport") -> None:
@@ -216,24 +226,36 @@ class TrainerWorker:
             cpu_s=process_cpu_s(),
         )
 
-    def _save(self, trainer: "Trainer", active: _Active) -> None:
+    def _save(self, trainer: "ContestTrainer", active: _Active) -> None:
         run_id = active.request.run_id
         pointer = active.checkpoints.save(active.step, trainer.slot_state_bytes(run_id))
         metrics.add("mos_checkpoints_total", active.labels)
         self._tell(run_id, "checkpoint", step=pointer.step, size_bytes=pointer.size_bytes)
 
-    def _finish(self, trainer: "Trainer", active: _Active) -> None:
+    def _draw(self, base: "BaseModel", active: _Active, edlora: "EDLoRA") -> None:
+        from mos.training.grids import png_grid
+
+        name = grid_name(active.step)
+        active.place.put(name, png_grid(base, edlora))
+        self._tell(active.request.run_id, "grid", step=active.step, name=name)
+
+    def _finish(self, trainer: "ContestTrainer", active: _Active) -> None:
         from mos.artifact import artifact_bytes
+        from mos.training.contest import best_of, verdict
 
         run_id = active.request.run_id
-        artifact = b"".join(artifact_bytes(trainer.finish(run_id)))
+        results = trainer.results(run_id)
+        edlora = best_of(run_id, results)
+        if active.step in active.request.grid_steps:
+            self._draw(trainer.base, active, edlora)
+        artifact = b"".join(artifact_bytes(edlora))
         report = {
             "ref": str(active.request.ref),
             "step": active.step,
             "loss": statistics.fmean(active.losses[-active.request.report_every :]),
             "step_s": statistics.fmean(active.step_seconds),
             "size_bytes": len(artifact),
-        }
+        } | verdict(results)
         stage_result(active.place, artifact, report)
         self._leave(run_id)
         staged = read_staged_report(active.place) or report

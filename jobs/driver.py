@@ -61,7 +61,11 @@ def _train(run_id: str, registry_url: str, place: RunPlace, request: Mapping[str
 
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in request["config"].items()}
     order = TrainingRequest(
-        run_id=run_id, ref=ConceptRef.parse(request["ref"]), config=TrainingConfig().with_options(**options)
+        run_id=run_id,
+        ref=ConceptRef.parse(request["ref"]),
+        config=TrainingConfig().with_options(**options),
+        num_seeds=request.get("num_seeds", 1),
+        grid_steps=tuple(request.get("grid_steps", ())),
     )
     with connected(os.environ["RAY_ADDRESS"]):
         event = supervise(

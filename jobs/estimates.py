@@ -28,9 +28,9 @@ def training_tflop(config: "TrainingConfig", facts: "BaseFacts") -> float:
     return pictures * SD15_TFLOP_PER_PICTURE * scale
 
 
-def estimate_training(config: "TrainingConfig", facts: "BaseFacts") -> dict[str, float]:
+def estimate_training(config: "TrainingConfig", facts: "BaseFacts", *, num_seeds: int = 1) -> dict[str, float]:
     """Minutes on one GPU, and on one CPU core, both from counted operations and assumed rates."""
-    tflop = training_tflop(config, facts)
+    tflop = num_seeds * training_tflop(config, facts)
     return {
         "tflop": round(tflop, 2),
         "gpu_minutes": round(tflop / GPU_TFLOPS / 60, 3),

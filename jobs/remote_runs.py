@@ -34,6 +34,8 @@ def submit_remote_concept(prepared: PreparedConcept, registry: "Registry", book:
         "ref": str(spec.ref),
         "base": spec.base,
         "config": dataclasses.asdict(prepared.config),
+        "num_seeds": spec.num_seeds,
+        "grid_steps": prepared.grid_steps,
     }
     _send(record, registry.url, request, {"kind": "concept", "owner": spec.owner, "concept": spec.name})
     return record

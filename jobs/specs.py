@@ -42,6 +42,8 @@ class ConceptSpec:
         seed: Of everything random.
         title: One line for people; empty for none.
         licence: SPDX name or "proprietary"; empty for the registry's default.
+        num_seeds: Train so many seeds side by side and keep the one whose words alone fit the pictures best.
+        grid_steps: After these steps draw the concept at several LoRA scales; 0 stands for the last.
     """
 
     owner: str
@@ -55,9 +57,15 @@ class ConceptSpec:
     seed: int = 0
     title: str = ""
     licence: str = ""
+    num_seeds: int = 1
+    grid_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.owner, "owner")
+        if not 1 <= self.num_seeds <= 16:
+            raise BadInputError(f"{self.num_seeds} seeds: expected 1 to 16")
+        if any(step < 0 for step in self.grid_steps):
+            raise BadInputError(f"grids at steps {list(self.grid_steps)}: expected 0 (the last) or more")
         check_name(self.name, "concept")
         if self.kind not in CONCEPT_KINDS:
             raise BadInputError(f"kind {self.kind!r}: expected one of {', '.join(CONCEPT_KINDS)}")
@@ -70,8 +78,10 @@ class ConceptSpec:
         return ConceptRef(self.owner, self.name)
 
     def digest(self, pictures_sha256: str) -> str:
-        """Digest of everything that shapes the result; the pictures' place on this machine does not."""
-        return _digest("concept", asdict(self) | {"pictures": pictures_sha256})
+        """Digest of everything that shapes the result: not the pictures' place on this machine, not the grids."""
+        shaping = asdict(self) | {"pictures": pictures_sha256}
+        del shaping["grid_steps"]
+        return _digest("concept", shaping)
 
     def run_id(self, pictures_sha256: str) -> str:
         """The run this spec is, with these pictures."""
@@ -88,7 +98,8 @@ class ConceptSpec:
         Raises:
             BadInputError: If a field is unknown or missing, or of a newer format.
         """
-        return cls(**_fields_of(cls, data, "concept"))
+        values = _fields_of(cls, data, "concept")
+        return cls(**values | {"grid_steps": tuple(values.get("grid_steps", ()))})
 
 
 @dataclass(frozen=True, kw_only=True)

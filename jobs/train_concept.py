@@ -14,11 +14,11 @@ from cluster.metrics import count_publication
 from cluster.places import RegistryPlaces
 from cluster.progress import Event
 from cluster.runs import RunBook, RunRecord
-from cluster.staging import delete_pictures, neutral, read_staged, stage_pictures
+from cluster.staging import GRIDS, delete_pictures, neutral, read_staged, stage_pictures
 from cluster.states import RunState
 from jobs.specs import ConceptSpec
 from mos.concept import ConceptRef
-from mos.errors import JobFailedError, MosError
+from mos.errors import BadInputError, JobFailedError, MosError
 
 if TYPE_CHECKING:
     from cluster.slots import Limits
@@ -50,6 +50,11 @@ class PreparedConcept:
     data: "ConceptData"
     spec_sha256: str
 
+    @property
+    def grid_steps(self) -> tuple[int, ...]:
+        """Steps after which a grid is drawn, the last one by its number."""
+        return tuple(sorted({step or self.config.steps for step in self.spec.grid_steps}))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedConcept:
@@ -75,6 +80,8 @@ def prepare(spec: ConceptSpec, facts: "BaseFacts") -> PreparedConcept:
     from mos.training import load_concept_data
 
     config = training_config(spec, facts)
+    if late := [step for step in spec.grid_steps if step > config.steps]:
+        raise BadInputError(f"grid at step {late[0]}: this training has {config.steps} steps")
     data = load_concept_data(
         spec.pictures,
         name=spec.name,
@@ -96,7 +103,6 @@ def training_config(spec: ConceptSpec, facts: "BaseFacts") -> "TrainingConfig":
     Raises:
         BadInputError: If there is no such preset or option.
     """
-    from mos.errors import BadInputError
     from mos.training import PRESETS, preset_for
 
     if spec.preset and spec.preset not in PRESETS:
@@ -124,8 +130,9 @@ def describe(prepared: PreparedConcept, facts: "BaseFacts") -> dict[str, Any]:
         "base_fingerprint": dict(facts.fingerprint),
         "steps": prepared.config.steps,
         "batch_size": prepared.config.batch_size,
+        "seeds": prepared.spec.num_seeds,
         "resources": str(TRAINER),
-        "estimate": estimate_training(prepared.config, facts),
+        "estimate": estimate_training(prepared.config, facts, num_seeds=prepared.spec.num_seeds),
     }
 
 
@@ -173,6 +180,18 @@ def publish_staged(prepared_run: str, spec: ConceptSpec, registry: "Registry", s
 def stage(prepared: PreparedConcept, registry_url: str) -> int:
     """Send the pictures to the run's private place; returns their bytes."""
     return stage_pictures(RegistryPlaces(registry_url)(prepared.run_id), prepared.data)
+
+
+def fetch_grids(run_id: str, registry_url: str, folder: Path) -> list[Path]:
+    """Bring a run's grids into a folder, named by their steps."""
+    place = RegistryPlaces(registry_url)(run_id)
+    folder.mkdir(parents=True, exist_ok=True)
+    fetched = []
+    for name in sorted(place.names(GRIDS)):
+        path = folder / f"{run_id}-{name.rpartition('/')[2]}"
+        path.write_bytes(place.get(name))
+        fetched.append(path)
+    return fetched
 
 
 class Bookkeeper:
@@ -231,6 +250,8 @@ def train_on(
             config=item.config,
             checkpoint_every=checkpoint_every,
             report_every=report_every,
+            num_seeds=item.spec.num_seeds,
+            grid_steps=item.grid_steps,
         )
         for item in prepared
     ]

@@ -35,6 +35,16 @@ def command() -> None:
     "-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="One training option, such as steps=300."
 )
 @click.option("--seed", type=int, default=None, help="Of everything random.")
+@click.option("--seeds", "num_seeds", type=click.IntRange(1, 16), default=None, help="Train so many seeds at once.")
+@click.option(
+    "--keep", type=click.Choice(["best"]), default="best", help="Of several seeds: the one whose words alone fit best."
+)
+@click.option(
+    "--grids", type=click.Path(path_type=Path, file_okay=False), help="Folder for pictures at LoRA scale 0, .7, 1."
+)
+@click.option(
+    "--grid-at", "grid_steps", type=click.IntRange(0), multiple=True, help="Draw them after this step; 0: the last."
+)
 @click.option("--title", default=None, help="One line for people.")
 @click.option("--licence", default=None, help="Terms of the published concept.")
 @base_option
@@ -51,6 +61,9 @@ def concept(
     is_waiting: bool,
     dry_run: bool,
     as_json: bool,
+    keep: str,
+    grids: Path | None,
+    grid_steps: tuple[int, ...],
     **fields: Any,
 ) -> None:
     """Train a concept from a folder of pictures and publish it.
@@ -59,12 +72,19 @@ def concept(
 
     \b
       mos submit concept --owner alice --name robot --class robot --pictures photos/
+      mos submit concept --owner alice --name robot --class robot --pictures photos/ --seeds 3 --keep best
+      mos submit concept --owner alice --name robot --class robot --pictures photos/ --grids look/ --grid-at 100
     """
     from jobs.runs import submit_concept
     from jobs.submission import concept_spec
+    from jobs.train_concept import fetch_grids
 
-    spec = concept_spec(spec_path, fields, options)
+    del keep  # the best one is the only one that can be kept; the option says so
+    wanted = {"grid_steps": grid_steps or (0,)} if grids or grid_steps else {}
+    spec = concept_spec(spec_path, fields | wanted, options)
     outcome = submit_concept(spec, registry_url, ray_address=ray_address, is_waiting=is_waiting, is_dry_run=dry_run)
+    if grids and is_waiting and not dry_run:
+        outcome["grids"] = [str(path) for path in fetch_grids(outcome["run"], registry_url, grids)]
     if as_json:
         print_json(outcome)
     else:

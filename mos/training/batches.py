@@ -80,8 +80,9 @@ class Feed:
     def draw(self) -> Batch:
         """Draw the next batch."""
         config, facts = self._config, self._base.facts
-        pictures = [self._next_picture() for _ in range(config.batch_size)]
-        views = [self._choose(self._views_of[picture]) for picture in pictures]
+        draws = config.draws_per_picture
+        different = [self._next_picture() for _ in range(config.batch_size // draws)]
+        views = [self._choose(self._views_of[picture]) for picture in different for _ in range(draws)]
         captions = [
             draw_caption(
                 self._data.pictures[picture].caption,
@@ -90,7 +91,7 @@ class Feed:
                 templates=config.templates,
                 generator=self.generator,
             )
-            for picture in pictures
+            for picture in different
         ]
         shape = (config.batch_size, facts.latent_channels, *self.moments.mean.shape[2:])
         posterior = torch.randn(shape, generator=self.generator)
@@ -98,7 +99,7 @@ class Feed:
         noise = noise + config.noise_offset * torch.randn((*shape[:2], 1, 1), generator=self.generator)
         num_timesteps = len(self._base.scheduler.alphas_cumprod)
         timesteps = torch.randint(num_timesteps, (config.batch_size,), generator=self.generator)
-        return self._batch(views, captions, posterior, noise, timesteps)
+        return self._batch(views, [text for text in captions for _ in range(draws)], posterior, noise, timesteps)
 
     def _batch(
         self, views: Sequence[int], captions: Sequence[str], posterior: Tensor, noise: Tensor, timesteps: Tensor

@@ -21,6 +21,8 @@ class TrainingConfig:
     Args:
         steps: optimiser steps.
         batch_size: pictures a step.
+        draws_per_picture: how often a drawn picture is in a batch, each time with its own view, noise and timestep; its
+            caption is encoded once, which saves where the text encoder is a large part of a step.
         accumulation: micro-batches a step; their gradients are averaged.
         rank: of every LoRA update; 0 with an empty ``tuned``.
         tuned: groups of ``mos.facts.TUNABLE`` a LoRA is put on.
@@ -42,6 +44,7 @@ class TrainingConfig:
             also asks V_class to cover it.
         attention_weight: of that regulariser.
         min_snr_gamma: min-SNR weighting of the loss; None weighs all timesteps alike.
+        min_snr_power: power of that weight; below 1 the noisy timesteps keep more of their share.
         crop_probability: how often a picture that is not square is cropped instead of padded.
         views_per_picture: crops drawn beforehand, whose autoencoder moments are cached.
         flip: also show pictures mirrored (wrong for anything with a left and a right).
@@ -49,11 +52,13 @@ class TrainingConfig:
         templates: put captions without text into templates for the concept's kind.
         precision: fp32, or bf16 / fp16 by autocast; LoRA, embeddings and optimiser stay float32.
         gradient_checkpointing: recompute activations of the U-Net instead of keeping them.
+        compile: run the U-Net's blocks that no LoRA touches through ``torch.compile``; needs a compiler.
         seed: of everything random.
     """
 
     steps: int = 500
     batch_size: int = 2
+    draws_per_picture: int = 1
     accumulation: int = 1
     rank: int = 4
     tuned: tuple[str, ...] = ("text_encoder.attention", "unet.attention")
@@ -74,6 +79,7 @@ class TrainingConfig:
     attention_regulariser: Regulariser = "none"
     attention_weight: float = 0.01
     min_snr_gamma: float | None = None
+    min_snr_power: float = 1.0
     crop_probability: float = 0.5
     views_per_picture: int = 8
     flip: bool = False
@@ -81,6 +87,7 @@ class TrainingConfig:
     templates: bool = True
     precision: Precision = "fp32"
     gradient_checkpointing: bool = False
+    compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -93,6 +100,8 @@ class TrainingConfig:
         return (
             (self.steps >= 1, f"steps {self.steps}, expected at least 1"),
             (1 <= self.batch_size <= 1024, f"batch_size {self.batch_size}, expected 1 to 1024"),
+            (self.draws_per_picture >= 1 and self.batch_size % max(self.draws_per_picture, 1) == 0,
+             f"draws_per_picture {self.draws_per_picture}, expected a divisor of batch_size {self.batch_size}"),
             (self.accumulation >= 1, f"accumulation {self.accumulation}, expected at least 1"),
             (0 <= self.rank <= 256, f"rank {self.rank}, expected 0 to 256"),
             ((self.rank == 0) == (not self.tuned), f"rank {self.rank} with tuned {list(self.tuned)}"),
@@ -112,6 +121,7 @@ class TrainingConfig:
              f"attention_regulariser {self.attention_regulariser!r}"),
             (self.attention_weight >= 0, f"attention_weight {self.attention_weight}"),
             (self.min_snr_gamma is None or self.min_snr_gamma > 0, f"min_snr_gamma {self.min_snr_gamma}"),
+            (0 < self.min_snr_power <= 1, f"min_snr_power {self.min_snr_power}, expected above 0, at most 1"),
             (0 <= self.crop_probability <= 1, f"crop_probability {self.crop_probability}, expected 0 to 1"),
             (1 <= self.views_per_picture <= 64, f"views_per_picture {self.views_per_picture}, expected 1 to 64"),
             (self.precision in ("fp32", "bf16", "fp16"), f"precision {self.precision!r}"),

@@ -1,5 +1,6 @@
 """Sample grids while training: the concept at LoRA scale 0, 0.7 and 1.0 with fixed seeds."""
 
+import io
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
@@ -55,6 +56,13 @@ def scale_grid(
         for scale in scales
     ]
     return _tiled(rows, [f"LoRA scale {scale:g}" for scale in scales])
+
+
+def png_grid(base: BaseModel, edlora: EDLoRA) -> bytes:
+    """Return :func:`scale_grid` with its defaults as the bytes of a PNG."""
+    buffer = io.BytesIO()
+    scale_grid(base, edlora).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _tiled(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str]) -> Image.Image:

@@ -5,7 +5,7 @@ Embedding learning is unstable from seed to seed. What ED-LoRA is for is that th
 same noise for all, so that it needs no other model.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,10 @@ from mos.concept import ConceptRef
 from mos.edlora.adapter import Adapter, applied
 from mos.edlora.attention import layerwise_attention
 from mos.edlora.tokens import PromptEncoder
-from mos.errors import BadInputError
 from mos.training.batches import encode_views
 from mos.training.captions import with_words
 from mos.training.config import TrainingConfig
 from mos.training.data import ConceptData, draw_views
-from mos.training.loop import SlotSpec, StepReport, Trainer, TrainingError
 from mos.training.losses import add_noise, masked_errors, prediction_target
 
 SHARE_WANTED = 0.25
@@ -116,52 +114,3 @@ def _mean_loss(
         target = prediction_target(latents, drawn, alphas, timesteps, base.facts.prediction_type)
         total += float(masked_errors(predicted, target, weight).mean())
     return total / len(noise)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SeedResult:
-    """One seed of several: its concept (None if its training failed) and what its words alone have learnt."""
-
-    seed: int
-    edlora: EDLoRA | None
-    share: EmbeddingShare | None
-
-
-def train_seeds(
-    base: BaseModel,
-    data: ConceptData,
-    config: TrainingConfig,
-    num_seeds: int,
-    *,
-    on_step: Callable[[StepReport], None] | None = None,
-) -> list[SeedResult]:
-    """Train a concept from several seeds in one step each (slots of one trainer); best first.
-
-    The best is the one whose words alone fit the pictures best. Seeds are ``config.seed`` and the next ones.
-
-    Raises:
-        BadInputError: If ``num_seeds`` is not 1 to 16.
-        TrainingError: If every seed failed.
-    """
-    if not 1 <= num_seeds <= 16:
-        raise BadInputError(f"{num_seeds} seeds: expected 1 to 16")
-    trainer = Trainer(base)
-    seeds = range(config.seed, config.seed + num_seeds)
-    for seed in seeds:
-        trainer.admit(SlotSpec(key=f"seed {seed}", data=data, config=config.with_options(seed=seed)))
-    while trainer.keys:
-        for report in trainer.step():
-            if on_step is not None:
-                on_step(report)
-    results = [_judged(base, data, trainer, seed) for seed in seeds]
-    if all(result.edlora is None for result in results):
-        raise TrainingError(f"{data.name}: none of {num_seeds} seeds could be trained; lower the learning rates")
-    return sorted(results, key=lambda result: float("inf") if result.share is None else result.share.embedding)
-
-
-def _judged(base: BaseModel, data: ConceptData, trainer: Trainer, seed: int) -> SeedResult:
-    try:
-        edlora = trainer.finish(f"seed {seed}")
-    except TrainingError:
-        return SeedResult(seed=seed, edlora=None, share=None)
-    return SeedResult(seed=seed, edlora=edlora, share=embedding_share(base, data, edlora))

@@ -29,12 +29,15 @@ def prediction_target(
     return alpha.sqrt() * noise - (1 - alpha).sqrt() * latents
 
 
-def min_snr_weights(alphas_cumprod: Tensor, timesteps: Tensor, gamma: float, prediction_type: str) -> Tensor:
-    """Return min(SNR, gamma) / SNR, or / (SNR + 1) for v prediction (arXiv:2303.09556), [b]."""
+def min_snr_weights(
+    alphas_cumprod: Tensor, timesteps: Tensor, gamma: float, prediction_type: str, power: float = 1.0
+) -> Tensor:
+    """Return min(SNR, gamma) / SNR, or / (SNR + 1) for v prediction (arXiv:2303.09556), to a power, [b]."""
     alpha = alphas_cumprod[timesteps]
     snr = alpha / (1 - alpha)
     clipped = snr.clamp(max=gamma)
-    return clipped / (snr if prediction_type == "epsilon" else snr + 1)
+    weights: Tensor = (clipped / (snr if prediction_type == "epsilon" else snr + 1)) ** power
+    return weights
 
 
 def masked_errors(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from mos.base_model import BaseModel
 from mos.errors import BadInputError
 from mos.facts import tuned_linears
+from mos.training.compiled import CompiledBlocks
 from mos.training.config import SD1_MEAN_EMBEDDING_NORM, TrainingConfig
 from mos.training.slots import SlotBank
 from mos.training.slotted import bank_shapes, initial_lora, slotted
@@ -18,7 +19,7 @@ GROUPS = ("embedding", "text_encoder", "unet")
 
 _SHARED = (
     "rank", "tuned", "num_words", "layerwise", "batch_size", "accumulation", "precision",
-    "gradient_checkpointing", "attention_regulariser",
+    "gradient_checkpointing", "compile", "attention_regulariser",
 )  # fmt: skip
 
 
@@ -43,6 +44,8 @@ class ConceptParameters:
             _Tuned(group="unet" if component == "unet" else "text_encoder", component=component, names=names)
             for component, names in tuned_linears(base.facts, config.tuned).items()
         )
+        unet_layers = [name for tuned in self._tuned if tuned.component == "unet" for name in tuned.names]
+        self._blocks = CompiledBlocks(base.unet, unet_layers) if config.compile else None
         dtype = torch.float64 if base.dtype == torch.float64 else torch.float32
         self.banks = {group: SlotBank(self._shapes(group), base.device, dtype) for group in GROUPS}
 
@@ -88,6 +91,8 @@ class ConceptParameters:
     def hooked(self, components: tuple[str, ...]) -> ExitStack:
         """Return a context in which the components run with every concept's LoRA on its own rows."""
         stack = ExitStack()
+        if self._blocks is not None and "unet" in components:
+            stack.enter_context(self._blocks.active())
         for tuned in self._tuned:
             if tuned.component in components:
                 leaves = self.banks[tuned.group].leaves

@@ -5,7 +5,7 @@ Legend: K concepts, n pictures a concept, U different captions a concept at most
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from mos.edlora.attention import LayerwiseProcessor, attention_processors, layer
 from mos.edlora.tokens import encode_token_rows
 from mos.training.batches import Batch
 from mos.training.config import TrainingConfig
+from mos.training.gelu import fused_activations
 from mos.training.losses import (
     AttentionRecord,
     RecordingProcessor,
@@ -42,7 +43,7 @@ def slot_losses(
     """
     config = configs[0]
     contexts, pooled = [], None
-    with _autocast(base, config), _plain_text_attention(base), parameters.hooked(tuple(base.text_encoders)):
+    with _autocast(base, config), _lean_text_encoders(base), parameters.hooked(tuple(base.text_encoders)):
         for encoder in base.facts.encoders:
             hidden, pooled = _encode_captions(base, parameters, encoder.name, batches)
             contexts.append(hidden)
@@ -86,7 +87,9 @@ def _prediction_errors(
     weights = [
         torch.ones_like(batch.latents[:, 0, 0, 0])
         if config.min_snr_gamma is None
-        else min_snr_weights(alphas, batch.timesteps, config.min_snr_gamma, base.facts.prediction_type)
+        else min_snr_weights(
+            alphas, batch.timesteps, config.min_snr_gamma, base.facts.prediction_type, config.min_snr_power
+        )
         for batch, config in zip(batches, configs, strict=True)
     ]
     return errors * torch.cat(weights)
@@ -174,14 +177,20 @@ def _autocast(base: BaseModel, config: TrainingConfig) -> Any:
 
 
 @contextmanager
-def _plain_text_attention(base: BaseModel) -> Iterator[None]:
-    """On a CPU let text encoders attend by plain operations: the fused kernel's backward is 26 % of a step."""
+def _lean_text_encoders(base: BaseModel) -> Iterator[None]:
+    """Fuse the text encoders' activation, and on a CPU attend by plain operations.
+
+    There the fused attention kernel's backward is 26 % of a step.
+    """
     configs = [encoder.config for encoder in base.text_encoders.values()] if base.device.type == "cpu" else []
     found = [config._attn_implementation for config in configs]
     try:
         for config in configs:
             config._attn_implementation = "eager"
-        yield
+        with ExitStack() as stack:
+            for encoder in base.text_encoders.values():
+                stack.enter_context(fused_activations(encoder))
+            yield
     finally:
         for config, implementation in zip(configs, found, strict=True):
             config._attn_implementation = implementation

@@ -1,5 +1,6 @@
 """Training by actors: the same artifacts as the plain loop, whatever happens to the workers."""
 
+import dataclasses
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from cluster.failure import RetryPolicy
 from cluster.places import RegistryPlaces
-from cluster.progress import Event
+from cluster.progress import Event, event_line
 from cluster.session import Session
 from cluster.slots import Limits
 from cluster.staging import neutral, read_staged, stage_pictures
@@ -18,6 +19,7 @@ from mos.artifact import artifact_bytes
 from mos.base_model import load_base
 from mos.concept import ConceptRef
 from mos.training import TrainingConfig, train_concept
+from mos.training.contest import train_seeds
 from tests.bases import saved_random_base
 from tests.cluster.kills import KillingPlaces
 from tests.mos.training.concepts import FAST, made_up_concept
@@ -188,3 +190,27 @@ def test_a_run_whose_own_data_is_wrong_fails_once_and_the_others_go_on(
     assert outcomes["concept-alice"]["event"] == "staged"
     assert not watch.of("retrying")
     assert read_staged(RegistryPlaces(url)("concept-alice"))[0] == undisturbed["alice"]
+
+
+def test_of_several_seeds_the_best_is_staged_with_its_grids_and_its_advice(
+    ray_session: Session, base_path: Path, config: TrainingConfig, tmp_path: Path
+) -> None:
+    url, watch = str(tmp_path), Watch()
+    order = dataclasses.replace(request("alice", config, url), num_seeds=2, grid_steps=(3, config.steps))
+    supervisor = pool(RegistryPlaces(url), watch)
+    supervisor.enqueue(order, str(base_path))
+    outcome = supervisor.run()["concept-alice"]
+    assert outcome["event"] == "staged"
+    results = train_seeds(load_base(base_path), neutral(made_up_concept("robot")), config, 2)
+    best = results[0]
+    assert best.edlora is not None
+    assert outcome["seed"] == best.seed
+    assert sorted(outcome["seeds"]) == ["0", "1"]
+    place = RegistryPlaces(url)("concept-alice")
+    artifact, report = read_staged(place)
+    assert artifact == b"".join(artifact_bytes(best.edlora))
+    assert report["words_share"] == best.share.share if best.share else False
+    assert list(place.names("grids")) == ["grids/000003.png", "grids/000012.png"]
+    grids = {grid["name"]: place.get(grid["name"]) for grid in watch.of("grid")}
+    assert len(set(grids.values())) == 2
+    assert f"kept seed {best.seed} of 2" in event_line(outcome)

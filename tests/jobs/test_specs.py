@@ -1,5 +1,7 @@
 """Specs: what names a run, what a TOML file may hold, what is refused."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,16 +20,23 @@ def test_the_same_spec_and_pictures_are_the_same_run_wherever_the_pictures_lie()
     assert ROBOT.run_id(PICTURES).startswith("concept-alice-robot-")
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"kind": "pet"}, {"options": {"steps": 3}}, {"base": "other"}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"kind": "pet"}, {"options": {"steps": 3}}, {"base": "other"}, {"num_seeds": 3}]
+)
 def test_whatever_shapes_the_result_makes_another_run(change: dict[str, object]) -> None:
     other = ConceptSpec(**ROBOT.__dict__ | change)
     assert other.run_id(PICTURES) != ROBOT.run_id(PICTURES)
     assert ROBOT.run_id("cd" * 32) != ROBOT.run_id(PICTURES)
 
 
+def test_grids_do_not_make_another_run() -> None:
+    assert replace(ROBOT, grid_steps=(0,)).run_id(PICTURES) == ROBOT.run_id(PICTURES)
+
+
 def test_a_spec_survives_json() -> None:
     fusion = FusionSpec(concepts=("alice/robot", "bob/cat@2"), out="fused", options={"solver": "exact"})
-    assert ConceptSpec.from_json(ROBOT.to_json()) == ROBOT
+    looked_at = replace(ROBOT, num_seeds=3, grid_steps=(100, 0))
+    assert ConceptSpec.from_json(json.loads(json.dumps(looked_at.to_json()))) == looked_at
     assert FusionSpec.from_json(fusion.to_json()) == fusion
 
 

@@ -46,6 +46,20 @@ def test_a_dry_run_prints_resources_estimates_bytes_and_digests(base_path: Path,
     assert not registry.exists()
 
 
+def test_three_seeds_are_another_run_and_three_times_the_work(base_path: Path, photos: Path, tmp_path: Path) -> None:
+    words = ("--owner", "alice", "--name", "robot", "--class", "cat", "--pictures", photos, "--base", base_path)
+    plan = (*words, "--dry-run", "--json", "-o", "steps=70000")
+    one, looked_at = submit(*plan), submit(*plan, "--grids", tmp_path / "look", "--grid-at", 5)
+    three = json.loads(submit(*plan, "--seeds", 3, "--keep", "best").stdout)
+    assert three["seeds"] == 3
+    assert three["run"] != json.loads(one.stdout)["run"]
+    assert three["estimate"]["tflop"] == pytest.approx(3 * json.loads(one.stdout)["estimate"]["tflop"], rel=0.05)
+    assert json.loads(looked_at.stdout) == json.loads(one.stdout)
+    late = submit(*words, "--dry-run", "-o", "steps=7", "--grids", tmp_path / "look", "--grid-at", 8)
+    assert "grid at step 8: this training has 7 steps" in error_of(late, BadInputError)
+    assert submit(*words, "--dry-run", "--seeds", 17).exit_code == 2
+
+
 def test_file_names_do_not_change_the_run(base_path: Path, photos: Path) -> None:
     words = ("--owner", "alice", "--name", "robot", "--class", "cat", "--base", base_path, "--dry-run", "--json")
     before = json.loads(submit(*words, "--pictures", photos).stdout)["run"]

@@ -3,7 +3,9 @@ import pytest
 import torch
 from PIL import Image
 
+from mos.errors import BadInputError
 from mos.training import DataError, TrainingConfig, concept_data
+from mos.training.batches import Feed
 from mos.training.captions import TEMPLATES, draw_caption, with_words
 from mos.training.data import draw_views
 from tests.mos.training.concepts import made_up_concept
@@ -79,3 +81,16 @@ def test_data_without_pictures_or_of_unknown_kind_is_refused():
     picture = Image.fromarray(np.zeros((32, 32, 3), dtype=np.uint8))
     with pytest.raises(DataError, match="kind"):
         concept_data([(picture, "<TOK>", None)], name="cat", class_word="cat", kind="beast")
+
+
+def test_a_picture_drawn_twice_shares_its_caption_but_not_noise_or_timestep(tiny_base):
+    config = TrainingConfig(batch_size=6, draws_per_picture=2, views_per_picture=4)
+    batch = Feed(tiny_base, made_up_concept("cat", size=(40, 32)), config).draw()
+    rows = batch.token_ids["text_encoder"]
+    assert torch.equal(rows[0::2], rows[1::2])
+    assert len({tuple(row) for row in rows.tolist()}) == 3
+    for drawn in (batch.noise, batch.latents):
+        assert not torch.equal(drawn[0::2], drawn[1::2])
+    assert not torch.equal(batch.timesteps[0::2], batch.timesteps[1::2])
+    with pytest.raises(BadInputError, match="draws_per_picture 4, expected a divisor of batch_size 6"):
+        config.with_options(draws_per_picture=4)

@@ -82,3 +82,33 @@ def test_slots_with_other_shapes_are_refused(tiny_base):
         trainer.admit(spec("a"))
     with pytest.raises(ConflictError, match="not in this trainer"):
         trainer.snapshot("c")
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_as_full_does_and_keeps_its_parameters_in_float32(tiny_base, precision):
+    losses = {}
+    for used in ("fp32", precision):
+        reports = []
+        config = FAST.with_options(steps=4, precision=used)
+        edlora = train_concept(tiny_base, made_up_concept("cat"), config, on_step=reports.append)
+        losses[used] = [report.loss for report in reports]
+        assert all(update.up.dtype == torch.float32 for update in edlora.linears["unet"].values())
+        assert any(bool(update.up.any()) for update in edlora.linears["unet"].values())
+    assert losses[precision] != losses["fp32"]
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+def test_an_overflow_in_fp16_halves_the_loss_scale_and_is_no_fault(tiny_base):
+    trainer = Trainer(tiny_base)
+    trainer.admit(spec("cat", precision="fp16"))
+    (slot,) = trainer._slots
+    slot.loss_scale = 2.0**120
+    before = vector(trainer, "cat")
+    (report,) = trainer.step()
+    assert math.isnan(report.loss)
+    assert (slot.loss_scale, slot.bad_steps) == (2.0**119, 0)
+    assert torch.equal(vector(trainer, "cat"), before)
+    slot.loss_scale = 2.0**12
+    (report,) = trainer.step()
+    assert math.isfinite(report.loss)
+    assert not torch.equal(vector(trainer, "cat"), before)

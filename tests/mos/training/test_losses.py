@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from mos.random_base import random_base
+from mos.smallworld.base import timestep_weight
 from mos.training.losses import (
     AttentionRecord,
     add_noise,
@@ -42,6 +43,12 @@ def test_min_snr_weights_equal_diffusers_recipe(tiny_base, drawn, prediction):
     expected = torch.clamp(snr, max=5.0) / (snr if prediction == "epsilon" else snr + 1)
     found = min_snr_weights(tiny_base.scheduler.alphas_cumprod, timesteps, 5.0, prediction)
     torch.testing.assert_close(found, expected)
+
+
+def test_a_power_of_the_weight_is_the_small_worlds_own_weight(tiny_base):
+    alphas = tiny_base.scheduler.alphas_cumprod
+    found = min_snr_weights(alphas, torch.arange(len(alphas)), 5.0, "v_prediction", 0.5)
+    torch.testing.assert_close(found, timestep_weight(alphas, 5.0, 0.5))
 
 
 def test_the_masked_error_sums_channels_and_averages_weighted_pixels(drawn):
