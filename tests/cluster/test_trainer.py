@@ -14,7 +14,7 @@ from cluster.slots import Limits
 from cluster.staging import neutral, read_staged, stage_pictures
 from cluster.supervisor import PoolConfig, Supervisor
 from cluster.timeline import WorkInterval, most_at_once
-from cluster.trainer import OpenPlace, TrainingRequest
+from cluster.trainer import OpenPlace, TrainerWorker, TrainingRequest
 from mos.artifact import artifact_bytes
 from mos.base_model import load_base
 from mos.concept import ConceptRef
@@ -193,24 +193,28 @@ def test_a_run_whose_own_data_is_wrong_fails_once_and_the_others_go_on(
 
 
 def test_of_several_seeds_the_best_is_staged_with_its_grids_and_its_advice(
-    ray_session: Session, base_path: Path, config: TrainingConfig, tmp_path: Path
+    base_path: Path, config: TrainingConfig, tmp_path: Path
 ) -> None:
-    url, watch = str(tmp_path), Watch()
+    url = str(tmp_path)
     order = dataclasses.replace(request("alice", config, url), num_seeds=2, grid_steps=(3, config.steps))
-    supervisor = pool(RegistryPlaces(url), watch)
-    supervisor.enqueue(order, str(base_path))
-    outcome = supervisor.run()["concept-alice"]
-    assert outcome["event"] == "staged"
-    results = train_seeds(load_base(base_path), neutral(made_up_concept("robot")), config, 2)
-    best = results[0]
+    worker = TrainerWorker(name="here", base=str(base_path), open_place=RegistryPlaces(url))
+    worker.admit(order, 1)
+    worker.close()
+    worker.work()
+    events = worker.poll(0)
+    staged = events[-1]
+    assert staged["event"] == "staged", staged
+    best = train_seeds(load_base(base_path), neutral(made_up_concept("robot")), config, 2)[0]
     assert best.edlora is not None
-    assert outcome["seed"] == best.seed
-    assert sorted(outcome["seeds"]) == ["0", "1"]
+    assert best.share is not None
+    assert staged["seed"] == best.seed
+    assert sorted(staged["seeds"]) == ["0", "1"]
     place = RegistryPlaces(url)("concept-alice")
     artifact, report = read_staged(place)
     assert artifact == b"".join(artifact_bytes(best.edlora))
-    assert report["words_share"] == best.share.share if best.share else False
+    assert report["words_share"] == best.share.share
     assert list(place.names("grids")) == ["grids/000003.png", "grids/000012.png"]
-    grids = {grid["name"]: place.get(grid["name"]) for grid in watch.of("grid")}
-    assert len(set(grids.values())) == 2
-    assert f"kept seed {best.seed} of 2" in event_line(outcome)
+    drawn = [place.get(event["name"]) for event in events if event["event"] == "grid"]
+    assert len(set(drawn)) == 2
+    assert f"kept seed {best.seed} of 2" in event_line(staged)
+    assert best.share.warning in event_line(staged)

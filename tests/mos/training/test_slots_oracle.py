@@ -9,6 +9,7 @@ from mos.concept import ConceptRef
 from mos.edlora.adapter import applied
 from mos.edlora.attention import layerwise_attention
 from mos.edlora.tokens import PromptEncoder
+from mos.facts import TUNABLE
 from mos.random_base import random_base
 from mos.training import SlotSpec, Trainer, TrainingError
 from mos.training.batches import Batch
@@ -180,9 +181,11 @@ def test_checkpointed_activations_give_the_same_gradients(base):
     assert relative(gradients[1], gradients[0]) < TOLERANCE
 
 
-def test_the_step_equals_the_adapter_applied_to_the_weights(base):
-    """The slotted forward pass and sampling's way of using a concept must be one function."""
-    trainer = run(base, *ORDERS[:2], steps=3)
+@pytest.mark.parametrize("tuned", [("text_encoder.attention", "unet.attention"), TUNABLE])
+def test_the_step_equals_the_adapter_applied_to_the_weights(base, tuned):
+    """The slotted forward pass and sampling's way of using a concept must be one function, wherever LoRA is put."""
+    orders = [SlotSpec(key=o.key, data=o.data, config=o.config.with_options(tuned=tuned)) for o in ORDERS[:2]]
+    trainer = run(base, *orders, steps=3)
     slots = trainer._slots
     batches: list[Batch] = [slot.feed.draw() for slot in slots]
     parameters = trainer._parameters
