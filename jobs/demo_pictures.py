@@ -1,7 +1,7 @@
 """The demo's pictures: each concept alone, and all of them in one picture by regional sampling."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +12,12 @@ if TYPE_CHECKING:
 
     from mos.base_model import BaseModel
     from mos.edlora.adapter import Adapter
+    from mos.sampling import Region
 
 PLACES = ("on the beach", "in the snow", "in the forest", "in the city")
 ALONE_PROMPTS = tuple(f"a photo of a {{}} {place}" for place in PLACES)
-CORNERS = ("at the top left", "at the top right", "at the bottom")
-"""Where the three concepts go, in the order of `compact_boxes(3)`."""
+COLUMN_SHARE = 0.75
+"""Width of each concept's column in the picture of all, as a share of the base's own picture."""
 SEED = 7
 GUIDANCE = 5.0
 
@@ -42,8 +43,7 @@ def draw_pictures(
     base: "BaseModel", refs: Sequence[ConceptRef], fused: "Adapter", num_steps: int, folder: Path
 ) -> DemoPictures:
     """Draw and save everything."""
-    from mos.sampling import Region, SamplingConfig, sample
-    from mos.sampling.auto_layout import compact_boxes
+    from mos.sampling import SamplingConfig, sample
 
     config = SamplingConfig(num_inference_steps=num_steps, guidance_scale=GUIDANCE)
     seeds = [SEED + number for number in range(len(ALONE_PROMPTS))]
@@ -51,26 +51,37 @@ def draw_pictures(
         str(ref): sample(base, fused, [prompt.format(ref.word) for prompt in ALONE_PROMPTS], seeds=seeds, config=config)
         for ref in refs
     }
-    boxes = compact_boxes(len(refs))
-    regions = [Region(prompt=f"a {ref.word}", box=box) for ref, box in zip(refs, boxes, strict=True)]
     class_words = {concept.word: concept.class_word for concept in fused.vocabulary}
     prompts = together_prompts([class_words[ref.word] for ref in refs])
-    together = sample(
-        base, fused, prompts, regions=regions, seeds=[SEED + 10 + n for n in range(len(PLACES))], config=config
-    )
+    together: list[Image.Image] = []
+    width = round(base.facts.resolution * COLUMN_SHARE) * len(refs)
+    side_by_side = replace(config, width=width, bleeding_guard="windows")
+    for number, (prompt, place) in enumerate(zip(prompts, PLACES, strict=True)):
+        seeds = [SEED + len(PLACES) + number]
+        together += sample(base, fused, [prompt], regions=columns(refs, place), seeds=seeds, config=side_by_side)
     drawn = DemoPictures(
         prompts=ALONE_PROMPTS,
         alone=alone,
         together=list(zip(prompts, together, strict=True)),
-        regions=[f"{region.prompt} in {region.place}" for region in regions],
+        regions=[f"{region.prompt} in {region.place}" for region in columns(refs, PLACES[0])],
     )
     _save(drawn, folder)
     return drawn
 
 
+def columns(refs: Sequence[ConceptRef], place: str) -> list["Region"]:
+    """A region for each concept, side by side, each with the backdrop in its prompt."""
+    from mos.sampling import Region
+    from mos.sampling.auto_layout import row_boxes
+
+    return [
+        Region(prompt=f"a {ref.word} {place}", box=box) for ref, box in zip(refs, row_boxes(len(refs)), strict=True)
+    ]
+
+
 def together_prompts(class_words: Sequence[str]) -> list[str]:
-    """Global prompts that name each subject by its class word alone, with its place and the backdrop's."""
-    subjects = " and ".join(f"a {word} {corner}" for word, corner in zip(class_words, CORNERS, strict=True))
+    """Global prompts that name each subject by its class word alone, and the backdrop."""
+    subjects = " and ".join(f"a {word}" for word in class_words)
     return [f"{subjects} {place}" for place in PLACES]
 
 

@@ -82,7 +82,7 @@ Examples:
 )
 @click.option(
     "--guard",
-    type=click.Choice(["none", "self-attention", "blend"]),
+    type=click.Choice(["none", "self-attention", "blend", "windows"]),
     default="none",
     show_default=True,
     help="Keep concepts from bleeding into each other's regions.",

@@ -207,8 +207,10 @@ def _together_section(report: DemoReport) -> Section:
             Picture(image=row.image, alt=f"{row.prompt}: {'; '.join(row.regions)}", caption=row.caption)
             for row in report.together
         ]
-        size = 288 if len(pictures) <= 3 else 224
-        rows = [("", pictures[start : start + 3]) for start in range(0, len(pictures), 3)]
+        is_wide = any(row.image.width > 1.5 * row.image.height for row in report.together)
+        in_row = 2 if is_wide else 3
+        size = 432 if is_wide else 288 if len(pictures) <= 3 else 224
+        rows = [("", pictures[start : start + in_row]) for start in range(0, len(pictures), in_row)]
         first = report.together[0]
         note = f"Prompt: {first.prompt}. Regions: {'; '.join(first.regions)}."
         blocks.append(Grid(rows=rows, size_px=size, note=note))

@@ -36,7 +36,7 @@ class AttentionState:
         segments: One [batch, layers, tokens, dim] encoding a segment: the global prompt, then the regions.
         geometry: Where each segment lies.
         is_guarded: Whether self-attention is limited to cells that share a segment.
-        is_blended: Whether the batch is [batch x segments], each picture drawn under one prompt.
+        alone: The only segment that is being drawn, over all cells there are; None while all are.
         keys: Layer -> [batch, segments, tokens, channels].
         values: Layer -> the same.
         masks: Number of cells -> [cells, cells] bool, who may look at whom in self-attention while guarded.
@@ -45,7 +45,7 @@ class AttentionState:
     segments: Sequence[Tensor]
     geometry: RegionGeometry
     is_guarded: bool = False
-    is_blended: bool = False
+    alone: int | None = None
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
     masks: dict[int, Tensor] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class AttentionState:
 
     def self_attention_mask(self, num_cells: int) -> Tensor | None:
         """The mask that keeps regions from looking at each other, None while there is no guard."""
-        if not self.is_guarded:
+        if not self.is_guarded or self.alone is not None:
             return None
         if num_cells not in self.masks:
             self.masks[num_cells] = self.geometry.allowed(num_cells)
@@ -123,12 +123,12 @@ class RegionalProcessor(LayerwiseProcessor):
             return super().__call__(attn, hidden_states, None, mask, temb)
         key, value = self._keys_and_values(attn, self.layer)
         query = attn.to_q(hidden_states)
-        if self.state.is_blended:
+        if self.state.alone is not None:
             attended = join_heads(
                 scaled_dot_product_attention(
                     split_heads(query, attn.heads),
-                    split_heads(key.flatten(0, 1), attn.heads),
-                    split_heads(value.flatten(0, 1), attn.heads),
+                    split_heads(key[:, self.state.alone], attn.heads),
+                    split_heads(value[:, self.state.alone], attn.heads),
                 )
             )
         else:

@@ -81,6 +81,11 @@ def compact_boxes(count: int) -> tuple[Box, ...]:
     return tuple(boxes)
 
 
+def row_boxes(count: int) -> tuple[Box, ...]:
+    """Boxes side by side, each as high as the picture."""
+    return tuple((index / count, 0.0, (index + 1) / count, 1.0) for index in range(count))
+
+
 def _grid_boxes(cells: dict[str, Cell], words: list[str]) -> tuple[Box, ...]:
     left, top = (min(cell[axis] for cell in cells.values()) for axis in (0, 1))
     columns, rows = (max(cell[axis] for cell in cells.values()) + 1 - least for axis, least in ((0, left), (1, top)))

@@ -7,8 +7,9 @@ from typing import Literal
 
 from mos.errors import BadInputError
 
-BleedingGuard = Literal["none", "self-attention", "blend"]
-_GUARDS: tuple[str, ...] = ("none", "self-attention", "blend")
+BleedingGuard = Literal["none", "self-attention", "blend", "windows"]
+GUARDS: tuple[BleedingGuard, ...] = ("none", "self-attention", "blend", "windows")
+"""What may keep one region's concept out of another; :mod:`mos.sampling.denoising` says how each works."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,9 @@ class SamplingConfig:
         scheduler: Name of a diffusers scheduler class or one of the short names in
             :mod:`mos.sampling.schedulers`; None is DPM-Solver++ on the base's noise schedule.
         batch_size: Pictures denoised together; memory, not the picture, depends on it.
-        bleeding_guard: What keeps one region's concept out of another early in sampling.
+        bleeding_guard: What keeps one region's concept out of another early in sampling: self-attention
+            limited to cells that share a prompt, or every prompt denoised by itself and mixed by region, over
+            the whole picture (`blend`) or within the window around its region (`windows`).
         guard_until: Fraction of the steps, from the first, during which the guard acts.
         truncate: Cut prompts that are too long instead of refusing them.
     """
@@ -57,8 +60,8 @@ class SamplingConfig:
             (_is_size(self.width), f"width is {self.width}, expected 8..4096 pixels"),
             (1 <= self.batch_size <= 256, f"batch_size is {self.batch_size}, expected 1..256"),
             (
-                self.bleeding_guard in _GUARDS,
-                f"bleeding_guard is {self.bleeding_guard!r}, expected one of {', '.join(_GUARDS)}",
+                self.bleeding_guard in GUARDS,
+                f"bleeding_guard is {self.bleeding_guard!r}, expected one of {', '.join(GUARDS)}",
             ),
             (0.0 <= self.guard_until <= 1.0, f"guard_until is {self.guard_until}, expected 0..1"),
         )

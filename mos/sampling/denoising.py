@@ -16,7 +16,7 @@ from mos.sampling.attention import AttentionState, regional_processors
 from mos.sampling.condition import Condition, condition_features
 from mos.sampling.conditioning import Conditioning, joined
 from mos.sampling.config import SamplingConfig
-from mos.sampling.geometry import RegionGeometry, lay_out
+from mos.sampling.geometry import RegionGeometry, Window, lay_out, segment_windows
 from mos.sampling.region import Region
 from mos.sampling.schedulers import make_scheduler
 from mos.sampling.unfused import Scale, region_updates
@@ -108,7 +108,7 @@ def _run_steps(
 
 
 class _Predictor:
-    """One U-Net call over all branches, and over all segments while latents are blended."""
+    """One U-Net call over all branches; one a segment while a guard draws them apart."""
 
     def __init__(
         self,
@@ -125,6 +125,7 @@ class _Predictor:
         self._conditions = conditions
         self._config = config
         self._size = size
+        self._align = 2 ** (len(base.unet.config.block_out_channels) - 1)
         self._features: tuple[float, list[Tensor] | None] | None = None
 
     def __call__(self, latents: Tensor, timestep: Tensor, progress: float, *, copies: int) -> Tensor:
@@ -132,23 +133,40 @@ class _Predictor:
         guard = self._config.bleeding_guard if progress < self._config.guard_until else "none"
         has_regions = self._state.geometry.num_segments > 1
         self._state.is_guarded = has_regions and guard == "self-attention"
-        self._state.is_blended = has_regions and guard == "blend"
         inputs = torch.cat([latents] * copies).to(self.base.dtype)
-        if not self._state.is_blended:
-            return self._predict(inputs, timestep, progress)
-        segments = self._state.geometry.num_segments
-        apart = self._predict(inputs.repeat_interleave(segments, dim=0), timestep, progress)
-        shares = self._state.geometry.weights[self._size[0] * self._size[1]].view(1, segments, 1, *self._size)
-        return (apart.view(-1, segments, *apart.shape[1:]) * shares).sum(dim=1)
+        whole = (slice(0, self._size[0]), slice(0, self._size[1]))
+        if not has_regions or guard not in ("blend", "windows"):
+            return self._predict(inputs, timestep, progress, whole)
+        shares = self._state.geometry.weights[self._size[0] * self._size[1]].view(-1, *self._size)
+        windows = [whole] * len(shares)
+        if guard == "windows":
+            windows[1:] = segment_windows(shares[1:], align=self._align)
+        return self._predict_apart(inputs, timestep, progress, shares, windows)
 
-    def _predict(self, inputs: Tensor, timestep: Tensor, progress: float) -> Tensor:
+    def _predict_apart(
+        self, inputs: Tensor, timestep: Tensor, progress: float, shares: Tensor, windows: Sequence[Window]
+    ) -> Tensor:
+        """Denoise under each prompt by itself, within its window, and mix by region."""
+        mixed = torch.zeros(inputs.shape, device=inputs.device)
+        try:
+            for segment, (rows, columns) in enumerate(windows):
+                share = shares[segment, rows, columns]
+                if share.any():
+                    self._state.alone = segment
+                    part = self._predict(inputs[..., rows, columns], timestep, progress, (rows, columns))
+                    mixed[..., rows, columns] += part * share
+        finally:
+            self._state.alone = None
+        return mixed
+
+    def _predict(self, inputs: Tensor, timestep: Tensor, progress: float, window: Window) -> Tensor:
         features = self._active_features(progress)
         prediction: Tensor = self.base.unet(
             inputs,
             timestep,
             encoder_hidden_states=self._conditioning.segments[0][:, 0].to(inputs.dtype),
             added_cond_kwargs=self._size_conditioning(inputs),
-            down_intrablock_additional_residuals=None if features is None else list(features),
+            down_intrablock_additional_residuals=None if features is None else _cut(features, window, self._size),
             return_dict=False,
         )[0]
         return prediction.float()
@@ -168,6 +186,18 @@ class _Predictor:
         if pooled is None:
             return None
         pooled = pooled.repeat_interleave(inputs.shape[0] // pooled.shape[0], dim=0)
-        height, width = (side * self.base.facts.vae_scale_factor for side in self._size)
+        height, width = (side * self.base.facts.vae_scale_factor for side in inputs.shape[2:])
         sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=inputs.dtype, device=inputs.device)
         return {"text_embeds": pooled.to(inputs.dtype), "time_ids": sizes.expand(inputs.shape[0], -1)}
+
+
+def _cut(features: Sequence[Tensor], window: Window, size: tuple[int, int]) -> list[Tensor]:
+    """The part of every level's feature map that lies in a window of the latents."""
+    parts = []
+    for feature in features:
+        spans = []
+        for span, total, count in zip(window, size, feature.shape[2:], strict=True):
+            step = -(-total // count)
+            spans.append(slice(span.start // step, -(-span.stop // step)))
+        parts.append(feature[..., spans[0], spans[1]])
+    return parts

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from mos.sampling.region import MapSize, Region, blend_weights, check_regions
 
+Window = tuple[slice, slice]
+"""Rows and columns of the latents."""
 _LEAST_SHARE = 1e-6
 
 
@@ -76,6 +78,27 @@ class RegionGeometry:
         """[cells, cells]: which cells share a segment, so that one may look at the other in self-attention."""
         member = (self.weights[num_cells] > _LEAST_SHARE).float()
         return (member.T @ member) > 0
+
+
+def segment_windows(shares: Tensor, *, align: int) -> list[Window]:
+    """The smallest windows that hold all cells of each segment, widened to multiples of `align`.
+
+    Args:
+        shares: [segments, height, width], as in `RegionGeometry.weights`.
+        align: Latent cells to a cell of the coarsest feature map, so that a window has whole cells there.
+
+    Returns:
+        One window a segment; an empty one for a segment without a cell.
+    """
+    windows = []
+    for share in shares > _LEAST_SHARE:
+        spans = []
+        for axis in (1, 0):
+            cells = share.any(dim=axis).nonzero().flatten()
+            first, last = (int(cells[0]), int(cells[-1]) + 1) if len(cells) else (0, 0)
+            spans.append(slice(first // align * align, min(-(-last // align) * align, len(share.any(dim=axis)))))
+        windows.append((spans[0], spans[1]))
+    return windows
 
 
 def feature_maps(unet: Any, latent_size: MapSize) -> list[MapSize]:

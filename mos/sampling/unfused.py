@@ -100,7 +100,9 @@ class _RegionUpdate:
     def _shares(self, rows: Tensor) -> Tensor:
         """How much of each column's update each row gets, broadcastable to [batch, rows, columns]."""
         columns = self._segment_of_column
-        if self._is_prompt_side or self._state.is_blended:
+        if self._state.alone is not None and not self._is_prompt_side:
+            return (columns == self._state.alone).to(rows.dtype)
+        if self._is_prompt_side:
             segments = torch.arange(self._state.geometry.num_segments, device=rows.device)
             own = (segments[:, None] == columns[None, :]).to(rows.dtype)
             return own.repeat(rows.shape[0] // len(segments), 1)[:, None, :]

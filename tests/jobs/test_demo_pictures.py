@@ -1,6 +1,9 @@
 """What the demo asks for when it draws."""
 
-from jobs.demo_pictures import ALONE_PROMPTS, together_prompts
+from itertools import pairwise
+
+from jobs.demo_pictures import ALONE_PROMPTS, columns, together_prompts
+from mos.concept import ConceptRef
 from mos.smallworld.captions import BACKDROP_PHRASES, world_words
 
 
@@ -10,7 +13,14 @@ def test_prompts_use_only_words_the_small_world_has_seen() -> None:
     assert {word for prompt in prompts for word in prompt.split()} <= set(world_words())
 
 
-def test_the_picture_of_all_names_every_class_and_its_place() -> None:
-    assert together_prompts(["robot", "cat", "house"])[0] == (
-        "a robot at the top left and a cat at the top right and a house at the bottom on the beach"
-    )
+def test_the_picture_of_all_names_every_class_and_gives_each_concept_a_column() -> None:
+    assert together_prompts(["robot", "cat", "house"])[0] == "a robot and a cat and a house on the beach"
+    refs = [ConceptRef("alice", "robot", 1), ConceptRef("bob", "cat", 1), ConceptRef("carol", "house", 1)]
+    regions = columns(refs, "in the snow")
+    assert [region.prompt for region in regions] == [
+        "a <alice-robot> in the snow",
+        "a <bob-cat> in the snow",
+        "a <carol-house> in the snow",
+    ]
+    edges = [region.box for region in regions]
+    assert all(left is not None and right is not None and left[2] == right[0] for left, right in pairwise(edges))

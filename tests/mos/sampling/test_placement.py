@@ -6,7 +6,17 @@ from PIL import Image
 
 from mos.sampling.auto_layout import compact_boxes
 from mos.sampling.placement import crop, judge, row_from_json, summarise, table
-from mos.sampling.placement_run import CAST, IDENTITY_SEED, PLACES, RENDERS, Stage, draw, scene_prompt
+from mos.sampling.placement_cast import (
+    CAST,
+    IDENTITY_SEED,
+    PLACES,
+    Member,
+    Stage,
+    square_canvas,
+    wide_canvas,
+)
+from mos.sampling.placement_draw import BATCH, GUARDED, METHODS, canvas_of, draw, render, scene_prompt
+from mos.sampling.placement_run import RowLog, plan
 from mos.smallworld.world import concept_identity, hue_distance
 
 ROBOT, CAT = concept_identity(IDENTITY_SEED, "robot"), concept_identity(IDENTITY_SEED, "cat")
@@ -87,14 +97,42 @@ def test_the_cast_can_be_told_apart_by_every_attribute():
         assert hue_distance(one.colours[0].hue, other.colours[0].hue) >= 50
 
 
-def test_renders_stand_in_their_boxes_and_prompts_name_the_places():
-    class Member:
-        identity = ROBOT
+def test_renders_are_drawn_alone_and_shown_side_by_side():
+    members = [Member(ref=None, identity=identity, references=(), edlora=None) for identity in (ROBOT, CAT)]
+    stage = Stage(members=members, fused={})
+    (scene,) = draw(None, stage, METHODS[0], [5], None)
+    (again,) = draw(None, stage, METHODS[0], [5], None)
+    assert scene.picture.size == (128, 64)
+    assert scene.picture.tobytes() == again.picture.tobytes()
+    assert [part.tobytes() for part in scene.parts] == [
+        render(member, 5, number).tobytes() for number, member in enumerate(members)
+    ]
 
-    stage = Stage(members=[Member(), Member()], boxes=compact_boxes(2), fused={})
-    (picture,) = draw(None, stage, RENDERS, [5], None)
-    (again,) = draw(None, stage, RENDERS, [5], None)
-    assert picture.size == (64, 64)
-    assert picture.tobytes() == again.tobytes()
+
+def test_prompts_name_the_places_of_the_square_canvas():
     assert scene_prompt(["cat", "mug"], "in space") == "a cat on the left and a mug on the right in space"
-    assert all(len(PLACES[count]) == count == len(compact_boxes(count)) for count in PLACES)
+    assert all(len(PLACES[count]) == count == len(square_canvas(count, 64).boxes) for count in PLACES)
+
+
+def test_columns_of_the_wide_canvas_are_whole_cells_of_every_feature_map():
+    canvas = wide_canvas(3, 64, 48)
+    assert (canvas.width, canvas.height) == (144, 64)
+    assert canvas_of(METHODS[-1], 3, 64).boxes == canvas.boxes
+    for latents_to_a_cell in (4, 8, 16):
+        assert all((x * canvas.width / latents_to_a_cell).is_integer() for box in canvas.boxes for x in box[::2])
+
+
+def test_a_run_goes_on_batch_by_batch_and_a_torn_line_is_drawn_again(tmp_path):
+    steps = list(plan([3, 2], 15, with_guards=True))
+    assert len(steps) == 2 * (2 * len(METHODS) + len(GUARDED))
+    assert steps[0][0] == list(range(BATCH))
+    assert steps[-1][0] == list(range(BATCH, 15))
+    assert len({method.name for method in (*METHODS, *GUARDED)}) == len(METHODS) + len(GUARDED)
+    log = RowLog(tmp_path / "rows.jsonl")
+    log.add([judged(Seen(ROBOT), Seen(CAT), seed=seed) for seed in (0, 1)])
+    path = tmp_path / "rows.jsonl"
+    path.write_text(path.read_text(encoding="utf-8")[:-9], encoding="utf-8")
+    again = RowLog(path)
+    assert again.done == {("m", 2, 0)}
+    again.add([judged(Seen(ROBOT), Seen(CAT), seed=1)])
+    assert RowLog(path).done == {("m", 2, 0), ("m", 2, 1)}

@@ -188,7 +188,7 @@ def run_latents(base, adapter, regions, prompt="a mug", config=QUICK, seed=4, sc
         return denoise(base, positive.rows([0]), negative.rows([0]), noise, config, regions=regions, scale=scale)
 
 
-@pytest.mark.parametrize("guard", ["none", "self-attention", "blend"])
+@pytest.mark.parametrize("guard", ["none", "self-attention", "blend", "windows"])
 def test_unfused_adapter_over_the_whole_picture_equals_the_adapter_applied(tiny_base, guard):
     one = random_adapter(tiny_base, "<alice-cat>", seed=5)
     config = SamplingConfig(num_inference_steps=3, guidance_scale=4.0, bleeding_guard=guard)
@@ -252,7 +252,7 @@ def test_adapter_of_another_shape_is_refused_before_anything_changes(tiny_base):
         sample(tiny_base, None, ["a mug"], seeds=[1], regions=[region], config=QUICK)
 
 
-@pytest.mark.parametrize("guard", ["self-attention", "blend"])
+@pytest.mark.parametrize("guard", ["self-attention", "blend", "windows"])
 def test_guard_changes_the_picture_and_none_of_it_when_switched_off(tiny_base, guard):
     regions = [Region(prompt="a cat", box=LEFT), Region(prompt="a dog", box=RIGHT)]
 
@@ -275,6 +275,42 @@ def test_blended_steps_equal_drawing_each_prompt_apart_and_mixing_by_region(tiny
     dog = run_latents(tiny_base, None, [], "a dog", config=config)
     assert torch.allclose(got[..., :4], cat[..., :4], atol=1e-4)
     assert torch.allclose(got[..., 4:], dog[..., 4:], atol=1e-4)
+
+
+def test_windows_equal_drawing_each_region_as_a_picture_of_its_own(tiny_base):
+    adapter = random_adapter(tiny_base, "<bob-dog>", seed=3)
+    regions = [Region(prompt="a cat", box=LEFT), Region(prompt="a <bob-dog>", box=RIGHT, adapter=adapter)]
+    config = SamplingConfig(num_inference_steps=2, guidance_scale=4.0, bleeding_guard="windows", guard_until=1.0)
+    positive, negative = encode_scene(tiny_base, None, ["a mug"], "", regions, config=config)
+    noise = starting_noise([4], (4, 8, 8))
+    got = denoise(tiny_base, positive, negative, noise, config, regions=regions)
+
+    def apart(adapter, prompt, columns):
+        with applied(tiny_base, adapter):
+            positive, negative = encode_scene(tiny_base, adapter, [prompt], "", [], config=config)
+            return denoise(tiny_base, positive, negative, noise[..., columns], config)
+
+    assert torch.allclose(got[..., :4], apart(None, "a cat", slice(0, 4)), atol=1e-3)
+    assert torch.allclose(got[..., 4:], apart(adapter, "a <bob-dog>", slice(4, 8)), atol=1e-3)
+
+
+def test_windows_follow_a_sketch_and_leave_the_rest_to_the_global_prompt(tiny_base):
+    """In a window the condition's maps are cut to it: the same as the sketch's own part for that part alone."""
+    from mos.sampling.condition import Condition
+    from tests.mos.sampling.test_condition import tiny_adapter
+
+    sketch = torch.rand(1, 32, 32, generator=torch.Generator().manual_seed(1))
+    config = SamplingConfig(num_inference_steps=1, guidance_scale=1.0, bleeding_guard="windows", guard_until=1.0)
+    regions = [Region(prompt="a cat", box=RIGHT)]
+    positive, _ = encode_scene(tiny_base, None, ["a mug"], "", regions, config=config)
+    noise = starting_noise([4], (4, 8, 8))
+    drawn = Condition(adapter=tiny_adapter(), picture=sketch)
+    got = denoise(tiny_base, positive, None, noise, config, regions=regions, conditions=[drawn])
+    bare = denoise(tiny_base, positive, None, noise, config, regions=regions)
+    whole, _ = encode_scene(tiny_base, None, ["a mug"], "", [], config=config)
+    plain = denoise(tiny_base, whole, None, noise, config, conditions=[drawn])
+    assert torch.allclose(got[..., :4], plain[..., :4], atol=1e-4)
+    assert not torch.allclose(got[..., 4:], bare[..., 4:], atol=1e-4)
 
 
 def test_conditioning_with_a_missing_segment_is_a_bug_that_is_caught(tiny_base):
