@@ -93,7 +93,7 @@ Examples:
     "conditions",
     metavar="ADAPTER:PICTURE[:WEIGHT]",
     multiple=True,
-    help="A T2I-Adapter folder and its sketch or pose.",
+    help="A T2I-Adapter folder, or sketch for the small world's own, and its sketch or pose.",
 )
 @click.option(
     "--out",
@@ -274,6 +274,7 @@ def _with_concepts(layout: Layout, concepts: Sequence[OpenedModel]) -> Layout:
 
 def _conditions(texts: Sequence[str], *, width: int, height: int) -> tuple[list[Condition], list[dict[str, Any]]]:
     from mos.sampling.condition import load_condition
+    from mos.sampling.sketch import SHIPPED
 
     conditions, named = [], []
     for text in texts:
@@ -284,7 +285,8 @@ def _conditions(texts: Sequence[str], *, width: int, height: int) -> tuple[list[
             weight = float(parts[2]) if len(parts) == 3 else 1.0
         except ValueError:
             raise UsageError(f"--condition {text}: weight {parts[2]!r} is no number") from None
-        conditions.append(load_condition(Path(parts[0]), Path(parts[1]), weight, width=width, height=height))
+        adapter = SHIPPED if parts[0] == "sketch" and not Path("sketch").is_dir() else Path(parts[0])
+        conditions.append(load_condition(adapter, Path(parts[1]), weight, width=width, height=height))
         named.append({"adapter": parts[0], "picture": parts[1], "weight": weight})
     return conditions, named
 

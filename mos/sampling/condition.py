@@ -71,23 +71,34 @@ def load_condition(adapter: Path, picture: Path, weight: float, *, width: int, h
         NotFoundError: If there is no such folder or picture.
         ConditionError: If one of them cannot be read.
     """
-    from diffusers import T2IAdapter
-
-    if not (adapter / "config.json").is_file():
-        raise NotFoundError(f"condition adapter {adapter}: no such T2I-Adapter; expected a folder with config.json")
     if not picture.is_file():
         raise NotFoundError(f"condition picture {picture}: no such file")
-    try:
-        model = T2IAdapter.from_pretrained(adapter, use_safetensors=True, local_files_only=True).eval()
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConditionError(f"condition adapter {adapter}: cannot be loaded ({reason})") from error
+    model = load_adapter(adapter)
     try:
         with Image.open(picture) as opened:
             values = condition_picture(opened, int(model.config.in_channels), width=width, height=height)
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ConditionError(f"condition picture {picture}: cannot be read ({error})") from None
     return Condition(adapter=model, picture=values, weight=weight)
+
+
+def load_adapter(folder: Path) -> Any:
+    """Open a T2I-Adapter in the diffusers layout, in float32, ready to run.
+
+    Raises:
+        NotFoundError: If there is no such folder.
+        ConditionError: If it cannot be read.
+    """
+    from diffusers import T2IAdapter
+
+    if not (folder / "config.json").is_file():
+        raise NotFoundError(f"condition adapter {folder}: no such T2I-Adapter; expected a folder with config.json")
+    try:
+        model = T2IAdapter.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConditionError(f"condition adapter {folder}: cannot be loaded ({reason})") from error
+    return model.float().eval()
 
 
 @torch.no_grad()

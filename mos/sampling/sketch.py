@@ -27,11 +27,13 @@ from torch import Tensor
 from mos.base_model import BaseModel, load_base
 from mos.edlora.tokens import PromptEncoder
 from mos.errors import BadInputError, NotFoundError
-from mos.sampling.condition import Condition, condition_picture
+from mos.sampling.condition import Condition, condition_picture, load_adapter
 from mos.sampling.config import SamplingConfig
 from mos.sampling.pictures import picture_grid, save_picture
 from mos.sampling.sampler import sample
 
+SHIPPED = Path(__file__).parent / "weights" / "sketch"
+"""The adapter trained for the small world's base: `config.json`, weights, and `sketch.json` with its figures."""
 EDGE_STEP = 48
 """Smallest jump between neighbouring pixels, of 255 in any channel, that counts as an edge."""
 SHARE_EMPTY = 0.1
@@ -288,16 +290,14 @@ def _train(base: BaseModel, config: SketchConfig, out: Path) -> None:
 
 
 def _measure(base: BaseModel, folder: Path, count: int) -> None:
-    from diffusers import T2IAdapter
-
     if not (folder / "config.json").exists():
         raise NotFoundError(f"{folder}: no sketch adapter; train it with python -m mos.sampling.sketch train {folder}")
-    adapter = T2IAdapter.from_pretrained(folder, local_files_only=True).float().eval()
     config = SamplingConfig(num_inference_steps=20, guidance_scale=5.0)
-    result, shown = measure(base, adapter, count, config)
+    result, shown = measure(base, load_adapter(folder), count, config)
     save_picture(picture_grid(shown, columns=6), folder / "sketch-grid.png")
     means = {name: float(np.mean(getattr(result, name))) for name in ("following", "free", "autoencoder")}
-    (folder / "sketch.json").write_text(json.dumps(means | {"ratio": result.ratio, "count": count}, indent=1) + "\n")
+    figures = means | {"ratio": result.ratio, "count": count, "unet": base.facts.fingerprint["unet"]}
+    (folder / "sketch.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(f"edge overlap with the sketch over {count} held-out sketches: {means}, {result.ratio:.2f} times better")
 
 
