@@ -3,7 +3,7 @@ import torch
 
 from mos.edlora.attention import attend, join_heads, layerwise_attention, split_heads
 from mos.sampling.attention import AttentionState, regional_attention, regional_processors
-from mos.sampling.geometry import cross_attention_maps, feature_maps, lay_out, segment_cells
+from mos.sampling.geometry import cross_attention_maps, feature_maps, lay_out, segment_cells, segment_windows
 from mos.sampling.region import Region, RegionError, blend_weights
 
 LAYOUTS = {
@@ -121,3 +121,15 @@ def test_feature_maps_are_those_the_unet_runs_on(tiny_base):
 def test_layout_is_checked_against_the_coarsest_map_of_the_unet(tiny_base):
     with pytest.raises(RegionError, match="coarsest 4x4"):
         lay_out(tiny_base.unet, [Region(prompt="a", box=(0.1, 0, 0.2, 1))], (8, 8), torch.device("cpu"))
+
+
+def test_windows_hold_every_cell_of_their_region_and_whole_cells_of_the_coarsest_map():
+    shares = torch.zeros(4, 12, 18)
+    shares[1, 2:5, 1:6] = 1.0
+    shares[2, 0, 0] = shares[2, 11, 17] = 0.5
+    shares[3, :, 15:18] = 1.0
+    windows = segment_windows(shares, align=4)
+    assert windows[0] == (slice(0, 0), slice(0, 0))
+    assert windows[1] == (slice(0, 8), slice(0, 8))
+    assert windows[2] == (slice(0, 12), slice(0, 18))  # the picture's own edge where it is no whole cell
+    assert windows[3] == (slice(0, 12), slice(12, 18))
