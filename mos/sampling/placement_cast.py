@@ -108,7 +108,7 @@ def make_stage(base: BaseModel, out: Path, members: Sequence[Member]) -> Stage:
     from mos.fusion import FusionConfig, FusionSource, fuse, read_fused, write_fused
 
     sources = [FusionSource(ref=member.ref, edlora=member.edlora) for member in members]
-    fused = {}
+    fused: dict[str, Adapter] = {}
     for strategy in FUSIONS:
         folder = out / f"fused-{len(members)}-{strategy}"
         if not folder.exists():
