@@ -8,7 +8,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,26 @@ if TYPE_CHECKING:
     from registry import Registry, Resolved
 
 LOCKFILE = "fused.lock.json"
+TIMEFILE = "fused.times.json"
 LOCK_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FusionTime:
+    """How long a fusion took.
+
+    Attributes:
+        seconds: On the clock, workers' start included, without starting Ray or loading the driver's base.
+        spared_seconds: CPU seconds that recordings found in the cache took when they were made.
+    """
+
+    seconds: float
+    spared_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        if self.spared_seconds == 0:
+            return f"{self.seconds:.1f} s from scratch"
+        return f"{self.seconds:.1f} s; from scratch also the {self.spared_seconds:.1f} CPU s of recordings in the cache"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +57,7 @@ class FusionOutcome:
         published: `owner/name@version`, or empty.
         intervals: Who recorded and solved what, when.
         locked: The lockfile's entries.
+        time: How long it took.
     """
 
     model: "FusedModel"
@@ -45,6 +65,7 @@ class FusionOutcome:
     published: str = ""
     intervals: Sequence["WorkInterval"] = ()
     locked: Sequence[dict[str, Any]] = field(default_factory=list)
+    time: FusionTime = FusionTime(seconds=0.0)
 
 
 def resolve_all(registry: "Registry", spec: FusionSpec) -> list["Resolved"]:
@@ -160,6 +181,19 @@ def write_outcome(model: "FusedModel", out: Path, entries: Sequence[dict[str, An
     (out / LOCKFILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
+def write_time(out: Path, spent: FusionTime) -> None:
+    """Note how long a fusion took, in a file of its own: equal inputs give equal models, not equal times."""
+    (out / TIMEFILE).write_text(json.dumps(asdict(spent)) + "\n")
+
+
+def read_time(out: Path) -> FusionTime | None:
+    """How long the fusion in a folder took, or None where nobody noted it."""
+    try:
+        return FusionTime(**{name: float(value) for name, value in json.loads((out / TIMEFILE).read_text()).items()})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+
+
 def publish_fusion(registry: "Registry", out: Path, publish: str, run_id: str, *, allow_unlisted: bool) -> ConceptRef:
     """Publish a fused model with its lineage.
 
@@ -204,13 +238,16 @@ def run_fusion(
     config = fusion_config(spec)
     base = open_base(spec.base or None)
     sources = load_sources(registry, found, base, config)
-    started = time.monotonic()
     say(f"fusing {', '.join(entry['ref'] for entry in entries)}")
     with connected(ray_address):
+        started = time.monotonic()
         options = PoolOptions(num_workers=num_workers)
         model, intervals = fuse_on_ray(base, spec.base, sources, config, options, say=say, cache=cache)
-    say(f"fused in {time.monotonic() - started:.1f} s")
+        seconds = time.monotonic() - started
+    spent = FusionTime(seconds=seconds, spared_seconds=sum(stage["spared_seconds"] for stage in model.times.values()))
+    say(f"fused in {spent}")
     write_outcome(model, out, entries)
+    write_time(out, spent)
     if merge is not None:
         write_merged(model.adapter, base, merge, layered_words=False)
         say(f"wrote the pipeline {merge}; its words have one embedding, the mean over the layers")
@@ -218,4 +255,4 @@ def run_fusion(
     if spec.publish:
         run_id = spec.run_id({entry["ref"]: entry["manifest_sha256"] for entry in entries})
         published = str(publish_fusion(registry, out, spec.publish, run_id, allow_unlisted=spec.allow_unlisted))
-    return FusionOutcome(model=model, out=out, published=published, intervals=intervals, locked=entries)
+    return FusionOutcome(model=model, out=out, published=published, intervals=intervals, locked=entries, time=spent)

@@ -67,7 +67,7 @@ def command(
       mos fuse --from-registry alice/robot bob/cat carol/house --out fused/
       mos fuse --extend fused/ --add dave/mug --remove bob/cat --out other/
     """
-    from jobs.fuse_concepts import run_fusion
+    from jobs.fuse_concepts import read_time, run_fusion
     from jobs.submission import fusion_spec
     from registry import Registry
 
@@ -92,10 +92,15 @@ def command(
     words = list(outcome.model.words)
     if as_json:
         data = {"out": str(outcome.out), "words": words, "published": outcome.published, "concepts": outcome.locked}
-        print_json(data | {"report": outcome.model.report})
+        times = {"seconds": outcome.time.seconds, "spared_seconds": outcome.time.spared_seconds}
+        print_json(data | {"report": outcome.model.report, "time": times})
         return
     click.echo(f"fused model  {outcome.out}")
     click.echo(f"words        {' '.join(words)}")
+    click.echo(f"time         {outcome.time}")
+    before = None if extend is None else read_time(extend)
+    if before is not None:
+        click.echo(f"before       {extend}: {before}")
     if outcome.published:
         click.echo(f"published    {outcome.published}")
 

@@ -6,7 +6,7 @@
 from mos.fusion.config import FusionConfig, StageName, StageRule, paper_config
 from mos.fusion.errors import BaseMismatchError, FusionError
 from mos.fusion.executor import FusionExecutor, SerialExecutor, solve_stage
-from mos.fusion.fuse import fuse
+from mos.fusion.fuse import fuse, measure_fusion
 from mos.fusion.model import FusedModel, SourceRecord, extended_refs, read_fused, read_fused_record, write_fused
 from mos.fusion.problem import SiteProblem, SiteSolution
 from mos.fusion.solver import plan_bins, site_cost, solve_sites
@@ -32,6 +32,7 @@ __all__ = [
     "StageStatistics",
     "extended_refs",
     "fuse",
+    "measure_fusion",
     "paper_config",
     "plan_bins",
     "plan_stages",

@@ -17,6 +17,7 @@ def recording(
     accumulators: Mapping[str, GramAccumulator],
     *,
     tokens: int | None = None,
+    batch: slice | None = None,
 ) -> Iterator[None]:
     """Add the inputs of every site to its accumulator while the context is open.
 
@@ -28,11 +29,12 @@ def recording(
         sites: Site name -> canonical names of its linears.
         accumulators: Site name -> where its inputs go.
         tokens: Only the first so many positions of each [batch, positions, in] input; None takes all.
+        batch: Only these of the batch; None takes all.
     """
     handles = []
     try:
         for site, linears in sites.items():
-            hook = _hook(accumulators[site], tokens)
+            hook = _hook(accumulators[site], tokens, batch)
             handles.append(linear_module(module, linears[0]).register_forward_pre_hook(hook))
         yield
     finally:
@@ -40,9 +42,10 @@ def recording(
             handle.remove()
 
 
-def _hook(accumulator: GramAccumulator, tokens: int | None):  # type: ignore[no-untyped-def]
+def _hook(accumulator: GramAccumulator, tokens: int | None, batch: slice | None):  # type: ignore[no-untyped-def]
     def record(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        accumulator.add(_rows(arguments[0], tokens))
+        chosen = arguments[0] if batch is None else arguments[0][batch]
+        accumulator.add(_rows(chosen, tokens))
 
     return record
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def fuse(
     if config.strategy == "gradient":
         chosen = executor or SerialExecutor(base, config)
         with opened_store(cache) as store:
-            run = _Run(base, ready, config, chosen, store, report)
+            run = _Run(base, ready, config, chosen, store, report, clipped={item.concept for item in clippings})
             for stage in plan_stages(base, ready):
                 stages[stage.name], times[stage.name] = run.stage(stage)
             updates = run.updates
@@ -80,6 +80,36 @@ def fuse(
     )
 
 
+def measure_fusion(
+    base: BaseModel,
+    sources: Sequence[FusionSource],
+    updates: Updates,
+    config: FusionConfig | None = None,
+    *,
+    cache: Path | None = None,
+) -> dict[str, Any]:
+    """Fit, held-out error and drift of any update on the inputs that gradient fusion would have recorded for it.
+
+    The strategies that look at no input are measured like those that do: every stage records what its layers see
+    once the stages before carry `updates`.
+
+    Args:
+        base: What the concepts were trained on.
+        sources: The concepts.
+        updates: What became of them: component -> canonical linear name -> update.
+        config: What is recorded.
+        cache: As in `fuse`.
+
+    Returns:
+        As `FusedModel.report["stages"]`.
+    """
+    config = FusionConfig() if config is None else config
+    ready, _ = prepare_sources(base, sources, config)
+    with opened_store(cache) as store:
+        run = _Run(base, ready, config, SerialExecutor(base, config), store, lambda _line: None)
+        return {stage.name: run.measure(stage, updates) for stage in plan_stages(base, ready)}
+
+
 class _Run:
     """One gradient fusion on its way through the stages."""
 
@@ -91,44 +121,102 @@ class _Run:
         executor: FusionExecutor,
         store: StatisticsStore,
         progress: Progress,
+        clipped: Collection[str] = (),
     ) -> None:
         self._base, self._sources, self._config = base, sources, config
+        self._clipped = clipped
         self._executor, self._store, self._progress = executor, store, progress
         self.updates: Updates = {}
 
     def stage(self, stage: Stage) -> tuple[dict[str, Any], dict[str, float]]:
         """Record, solve and measure one stage; returns its figures and its seconds."""
         marks = [time.monotonic()]
-        rule = self._config.rule(stage.name)
-        needs_generic = rule.generic_weight > 0 or self._config.measure
-        wanted: list[FusionSource | None] = [*self._sources, *([None] if needs_generic else [])]
-        stored = self._recorded(stage, wanted)
-        recorded, generic = stored[: len(self._sources)], stored[len(self._sources)] if needs_generic else None
+        recorded, generic, spared = self._recorded(stage)
         marks.append(time.monotonic())
-        problems = [
-            build_problem(component, site, names, self._sources, recorded, generic, self._config, stage)
-            for component, sites in stage.sites.items()
-            for site, names in sites.items()
-        ]
-        solved = self._executor.solve(stage, problems)
-        solutions = {name: linear for site in solved for name, linear in site.linears.items()}
+        solutions = self._solved(stage, self._sources, recorded, generic)
         marks.append(time.monotonic())
         figures = measure_stage(stage, self._base, self._sources, solutions, recorded, generic)
+        if self._clipped:
+            figures["without_clipped"] = self._without_clipped(stage, figures, recorded, generic)
         self._take(stage, solutions)
         marks.append(time.monotonic())
         names = ("record_seconds", "solve_seconds", "measure_seconds")
         seconds = {name: marks[index + 1] - marks[index] for index, name in enumerate(names)}
         self._progress(_summary(stage, figures, seconds))
-        return figures, seconds
+        return figures, seconds | {"spared_seconds": spared}
 
-    def _recorded(self, stage: Stage, wanted: Sequence[FusionSource | None]) -> list[StoredStatistics]:
+    def _solved(
+        self,
+        stage: Stage,
+        sources: Sequence[FusionSource],
+        recorded: Sequence[StoredStatistics],
+        generic: StoredStatistics | None,
+    ) -> dict[str, LinearSolution]:
+        problems = [
+            build_problem(component, site, names, sources, recorded, generic, self._config, stage)
+            for component, sites in stage.sites.items()
+            for site, names in sites.items()
+        ]
+        solved = self._executor.solve(stage, problems)
+        return {name: linear for site in solved for name, linear in site.linears.items()}
+
+    def _without_clipped(
+        self,
+        stage: Stage,
+        figures: Mapping[str, Any],
+        recorded: Sequence[StoredStatistics],
+        generic: StoredStatistics | None,
+    ) -> dict[str, dict[str, float | None]]:
+        """The same figures of the other concepts had the clipped ones been left out of this stage."""
+        pairs = zip(self._sources, recorded, strict=True)
+        honest = [(source, stored) for source, stored in pairs if source.name not in self._clipped]
+        if not honest:
+            return {}
+        sources, statistics = [source for source, _ in honest], [stored for _, stored in honest]
+        stage = _tuned_by(sources, stage)
+        solutions = self._solved(stage, sources, statistics, generic)
+        without: dict[str, dict[str, float | None]] = measure_stage(
+            stage, self._base, sources, solutions, statistics, generic
+        )["concepts"]
+        for name, values in without.items():
+            beside = ", ".join(
+                f"{figure.replace('_', ' ')} {figures['concepts'][name][figure]} with, {value} without"
+                for figure, value in values.items()
+            )
+            self._progress(f"{stage.name}: {name} beside {', '.join(sorted(self._clipped))}: {beside}")
+        return without
+
+    def measure(self, stage: Stage, updates: Updates) -> dict[str, Any]:
+        """Record one stage for given updates instead of solving it."""
+        recorded, generic, _ = self._recorded(stage)
+        solutions = {
+            key: LinearSolution(
+                up=updates[component][name].up.double().numpy(), down=updates[component][name].down.double().numpy()
+            )
+            for key, (component, name) in stage.linears().items()
+        }
+        figures = measure_stage(stage, self._base, self._sources, solutions, recorded, generic)
+        self._take(stage, solutions)
+        return figures
+
+    def _recorded(self, stage: Stage) -> tuple[list[StoredStatistics], StoredStatistics | None, float]:
+        """The concepts' statistics, those of the generic prompts, and the CPU seconds the cached ones once took."""
+        needs_generic = self._config.rule(stage.name).generic_weight > 0 or self._config.measure
+        stored, spared = self._all_recorded(stage, [*self._sources, *([None] if needs_generic else [])])
+        count = len(self._sources)
+        return stored[:count], stored[count] if needs_generic else None, spared
+
+    def _all_recorded(
+        self, stage: Stage, wanted: Sequence[FusionSource | None]
+    ) -> tuple[list[StoredStatistics], float]:
         is_first = not self.updates
         upstream = None if is_first and stage.name == "text-encoder" else self._adapter()
         digest = "" if upstream is None else adapter_digest(upstream)
         keys = [statistics_key(stage, self._base, source, digest, self._config) for source in wanted]
         found = {key: self._store.find(key) for key in keys}
-        if any(found.values()):
-            self._progress(f"{stage.name}: {sum(map(bool, found.values()))} of {len(keys)} recordings from the cache")
+        cached = [item for item in found.values() if item is not None]
+        if cached:
+            self._progress(f"{stage.name}: {len(cached)} of {len(keys)} recordings from the cache")
         missing = [(key, source) for key, source in zip(keys, wanted, strict=True) if found[key] is None]
         results = self._executor.record(stage, [source for _, source in missing], upstream) if missing else ()
         for (key, source), statistics in zip(missing, results, strict=True):
@@ -136,7 +224,7 @@ class _Run:
             name = "generic prompts" if source is None else source.name
             self._progress(f"{stage.name}: recorded {name} ({statistics.seconds:.1f} CPU s)")
         stored = [found[key] for key in keys]
-        return [item for item in stored if item is not None]
+        return [item for item in stored if item is not None], sum(item.seconds for item in cached)
 
     def _adapter(self) -> Adapter:
         return Adapter(linears=self.updates, vocabulary=vocabulary_of(self._sources))
@@ -146,6 +234,17 @@ class _Run:
             self.updates.setdefault(component, {})[name] = LowRank(
                 up=tensor_of(solutions[key].up).float(), down=tensor_of(solutions[key].down).float()
             )
+
+
+def _tuned_by(sources: Sequence[FusionSource], stage: Stage) -> Stage:
+    """The stage without layers that none of these concepts tunes."""
+    sites: dict[str, dict[str, tuple[str, ...]]] = {}
+    for component, by_site in stage.sites.items():
+        for site, names in by_site.items():
+            kept = tuple(name for name in names if any(source.update(component, name) for source in sources))
+            if kept:
+                sites.setdefault(component, {})[site] = kept
+    return Stage(name=stage.name, sites=sites)
 
 
 def build_problem(

@@ -71,7 +71,8 @@ class FusedModel:
         base_name: For people.
         base_fingerprint: Component -> sha256.
         report: Per stage, concept and layer: fit, held-out error, drift; what was clipped.
-        times: Seconds by stage; not written, so that equal inputs give equal bytes.
+        times: Seconds by stage, `spared_seconds` the CPU seconds that recordings found in the cache once took;
+            not written, so that equal inputs give equal bytes.
     """
 
     adapter: Adapter

@@ -12,7 +12,8 @@ arXiv:2305.18292, section 3.2 and appendix; the generic prompts are this project
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -88,9 +89,11 @@ def record_stage(
     started = time.process_time()
     with fixed_threads(config.threads), torch.no_grad(), applied(base, _weights(stage.name, source, upstream)):
         run = _Run(stage=stage, base=base, upstream=upstream, source=source, config=config)
-        prompts, checks = ([text.replace("{}", word) for text in texts] for texts in (fitted, held_out))
-        sites = record(run, prompts, config.latent_seeds) if prompts else {}
-        others = record(run, checks, config.held_out_seeds) if checks else {}
+        prompts, checks = (tuple(text.replace("{}", word) for text in texts) for texts in (fitted, held_out))
+        sites, others = record(
+            run,
+            (_Part(prompts=prompts, seeds=config.latent_seeds), _Part(prompts=checks, seeds=config.held_out_seeds)),
+        )
     return StageStatistics(
         concept="" if source is None else source.name,
         sites=sites,
@@ -118,12 +121,29 @@ def stage_prompts(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What is recorded together: prompts, and in the last stage the seeds each of them is drawn from."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def num_pictures(self) -> int:
+        return len(self.prompts) * len(self.seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Run:
     stage: Stage
     base: BaseModel
     upstream: Adapter | None
     source: FusionSource | None
     config: FusionConfig
+
+    @property
+    def may_truncate(self) -> bool:
+        """Whether over-long prompts are cut: a generic one then still says something, a concept's may lose its word."""
+        return self.source is None
 
     def encoder(self) -> PromptEncoder:
         """In the first stage, which has no upstream, a concept knows its own words alone."""
@@ -149,27 +169,34 @@ def _is_cross(name: str) -> bool:
     return name.endswith((".attn2.to_k", ".attn2.to_v"))
 
 
-def _record_text(run: _Run, prompts: Sequence[str], seeds: Sequence[int]) -> Sites:
-    del seeds
+def _record_text(run: _Run, parts: Sequence[_Part]) -> list[Sites]:
+    return [_text_sites(run, part.prompts) if part.prompts else {} for part in parts]
+
+
+def _text_sites(run: _Run, prompts: Sequence[str]) -> Sites:
     encoder = run.encoder()
     result: Sites = {}
     for component, sites in run.stage.sites.items():
         accumulators = {site: GramAccumulator(precise=True) for site in sites}
         for prompt in prompts:
-            tokens = encoder.eos_position(prompt, encoder=component) + 1
+            ids = encoder.token_ids(prompt, component, truncate=run.may_truncate)
+            tokens = ids.index(run.base.facts.encoder(component).eos_id) + 1
             with recording(run.base.text_encoders[component], sites, accumulators, tokens=tokens):
-                encoder.encode([prompt])
+                encoder.encode([prompt], truncate=run.may_truncate)
         result |= {f"{component}/{site}": found.statistics() for site, found in accumulators.items()}
     return result
 
 
-def _record_cross(run: _Run, prompts: Sequence[str], seeds: Sequence[int]) -> Sites:
-    del seeds
+def _record_cross(run: _Run, parts: Sequence[_Part]) -> list[Sites]:
+    return [_cross_sites(run, part.prompts) if part.prompts else {} for part in parts]
+
+
+def _cross_sites(run: _Run, prompts: Sequence[str]) -> Sites:
     encoder = run.encoder()
     layer_of = {f"{name}.kv": index for index, name in enumerate(cross_attention_names(run.base.unet))}
     accumulators = {site: GramAccumulator(precise=True) for site in run.stage.sites["unet"]}
     for prompt in prompts:
-        context = encoder.encode([prompt]).context[0]
+        context = encoder.encode([prompt], truncate=run.may_truncate).context[0]
         rows = list(range(context.shape[1]))
         if run.source is not None:
             rows = _concept_positions(encoder, prompt, run.source)
@@ -185,21 +212,34 @@ def _concept_positions(encoder: PromptEncoder, prompt: str, source: FusionSource
     return [*encoder.token_positions(prompt, source.ref.word), end]
 
 
-def _record_spatial(run: _Run, prompts: Sequence[str], seeds: Sequence[int]) -> Sites:
+def _record_spatial(run: _Run, parts: Sequence[_Part]) -> list[Sites]:
+    """Draw the pictures of all parts as one batch, which costs half of drawing them apart."""
     from mos.sampling import SamplingConfig, denoise
 
-    facts, base = run.base.facts, run.base
-    sites = run.stage.sites["unet"]
-    accumulators = {site: GramAccumulator(precise=False) for site in sites}
-    shape = (facts.latent_channels, facts.sample_size, facts.sample_size)
-    latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    base, sites = run.base, run.stage.sites["unet"]
+    prompts = [prompt for part in parts for prompt in part.prompts for _ in part.seeds]
+    latents = [_latents(base, seed) for part in parts for _ in part.prompts for seed in part.seeds]
+    if not prompts:
+        return [{} for _ in parts]
     options = SamplingConfig(num_inference_steps=run.config.sampling_steps, guidance_scale=1.0)
-    encoder = run.encoder()
-    for prompt in prompts:
-        encoding = encoder.encode([prompt] * len(seeds))
-        with recording(base.unet, sites, accumulators):
-            denoise(base, encoding, None, latents.to(base.device), options)
-    return {f"unet/{site}": accumulator.statistics() for site, accumulator in accumulators.items()}
+    encoding = run.encoder().encode(prompts, truncate=run.may_truncate)
+    found: list[dict[str, GramAccumulator]] = []
+    with ExitStack() as stack:
+        start = 0
+        for part in parts:
+            found.append({site: GramAccumulator(precise=False) for site in sites if part.num_pictures})
+            batch = slice(start, start + part.num_pictures)
+            if part.num_pictures:
+                stack.enter_context(recording(base.unet, sites, found[-1], batch=batch))
+            start = batch.stop
+        denoise(base, encoding, None, torch.stack(latents).to(base.device), options)
+    return [{f"unet/{site}": gram.statistics() for site, gram in part.items()} for part in found]
+
+
+def _latents(base: BaseModel, seed: int) -> torch.Tensor:
+    """[channels, height, width] unit noise."""
+    shape = (base.facts.latent_channels, base.facts.sample_size, base.facts.sample_size)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _tuned(base: BaseModel, component: str, sources: Sequence[FusionSource]) -> list[str]:
@@ -211,7 +251,7 @@ def _sites(base: BaseModel, component: str, names: Sequence[str]) -> dict[str, t
     return input_sites(base.component(component), names)
 
 
-_RECORDERS = {
+_RECORDERS: dict[StageName, Callable[[_Run, Sequence[_Part]], list[Sites]]] = {
     StageName.TEXT_ENCODER: _record_text,
     StageName.CROSS_ATTENTION: _record_cross,
     StageName.SPATIAL: _record_spatial,

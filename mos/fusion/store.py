@@ -19,15 +19,22 @@ from mos.fusion.stages import Stage, stage_prompts
 from mos.fusion.statistics import SiteStatistics, StageStatistics
 from mos.tensorfile import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredStatistics:
-    """One concept's statistics of a stage, read site by site."""
+    """One concept's statistics of a stage, read site by site.
+
+    Attributes:
+        path: Their file.
+        num_rows: Recorded rows by site.
+        seconds: CPU seconds the recording took.
+    """
 
     path: Path
     num_rows: Mapping[str, int]
+    seconds: float = 0.0
 
     def sites(self) -> list[str]:
         """Names of the fitted sites."""
@@ -66,9 +73,10 @@ class StatisticsStore:
         found |= {f"held-out:{name}": site for name, site in statistics.held_out.items()}
         rows = {name: site.num_rows for name, site in found.items()}
         arrays = {name: np.ascontiguousarray(site.gram) for name, site in found.items()}
-        metadata = {"rows": json.dumps(rows, sort_keys=True), "format": str(FORMAT)}
+        seconds = statistics.seconds
+        metadata = {"rows": json.dumps(rows, sort_keys=True), "format": str(FORMAT), "seconds": f"{seconds:.3f}"}
         write_atomically(self._path(key), [save(arrays, metadata=metadata)])
-        return StoredStatistics(path=self._path(key), num_rows=rows)
+        return StoredStatistics(path=self._path(key), num_rows=rows, seconds=seconds)
 
     def find(self, key: str) -> StoredStatistics | None:
         """The handle of statistics written before, or None; an unreadable file counts as none."""
@@ -80,9 +88,10 @@ class StatisticsStore:
                 metadata = file.metadata() or {}
                 names = set(file.keys())
             rows = {str(name): int(count) for name, count in json.loads(metadata["rows"]).items()}
+            seconds = float(metadata["seconds"])
         except (SafetensorError, OSError, KeyError, ValueError):
             return None
-        return StoredStatistics(path=path, num_rows=rows) if set(rows) == names else None
+        return StoredStatistics(path=path, num_rows=rows, seconds=seconds) if set(rows) == names else None
 
     def _path(self, key: str) -> Path:
         return self._directory / f"{key}.safetensors"

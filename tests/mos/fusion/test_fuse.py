@@ -27,6 +27,7 @@ from mos.fusion import (
     StageRule,
     StageStatistics,
     fuse,
+    measure_fusion,
     plan_bins,
     plan_stages,
     site_cost,
@@ -175,6 +176,47 @@ def test_a_hundredfold_norm_is_refused_or_clipped(
         for source in sources:
             before = honest.report["stages"][stage]["concepts"][source.name]["held_out"]
             assert figures["concepts"][source.name]["held_out"] < 1.6 * before + 0.2
+        assert set(figures["without_clipped"]) == {source.name for source in sources}
+
+
+def test_what_a_clipped_concept_does_to_its_neighbours_is_reported(
+    base: BaseModel, sources: list[FusionSource], make_config: MakeConfig
+) -> None:
+    loud = random_concept(base, "mallory/cat@1", 9, strength=10.0)
+    lines: list[str] = []
+    clipped = fuse(base, [*sources, loud], make_config(clip_norm=2.0), progress=lines.append)
+    honest = fuse(base, sources, make_config())
+    first = clipped.report["stages"]["text-encoder"]
+    assert first["without_clipped"] == honest.report["stages"]["text-encoder"]["concepts"]
+    assert "without_clipped" not in honest.report["stages"]["text-encoder"]
+    worse = [
+        first["concepts"][name]["fit"] - first["without_clipped"][name]["fit"] for name in first["without_clipped"]
+    ]
+    assert min(worse) > 0
+    said = [line for line in lines if line.startswith("text-encoder: alice/robot@1 beside mallory/cat@1: fit ")]
+    assert len(said) == 1
+
+
+def test_a_clipped_concept_may_be_the_only_one_that_tunes_a_layer(
+    base: BaseModel, sources: list[FusionSource], make_config: MakeConfig
+) -> None:
+    quiet = random_concept(base, "alice/robot@1", 0, components=("unet",))
+    loud = random_concept(base, "mallory/cat@1", 9, strength=10.0)
+    report = fuse(base, [quiet, loud], make_config(clip_norm=0.2)).report["stages"]
+    assert report["text-encoder"]["without_clipped"]["alice/robot@1"] == {"fit": None, "held_out": None}
+    assert report["spatial"]["without_clipped"]["alice/robot@1"]["fit"] is not None
+
+
+def test_statistics_that_are_not_finite_name_concept_and_layer_before_anything_is_written(
+    base: BaseModel, sources: list[FusionSource], make_config: MakeConfig, tmp_path: Path
+) -> None:
+    broken = random_concept(base, "alice/cat@1", 9)
+    broken.edlora.embeddings["text_encoder"][:] = 3e38
+    with pytest.raises(
+        FusionError, match=r"alice/cat@1: inputs of text_encoder/encoder\.layers\.0\.\S+ are not finite"
+    ):
+        fuse(base, [broken, *sources], make_config(), cache=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_extending_from_the_cache_equals_fusing_from_scratch(
@@ -246,3 +288,17 @@ def test_an_sdxl_base_is_fused(make_config: MakeConfig) -> None:
     model = fuse(base, sources, make_config())
     assert set(model.adapter.linears) == {"text_encoder", "text_encoder_2", "unet"}
     assert isinstance(sources[0].ref, ConceptRef)
+
+
+def test_any_update_is_measured_on_what_gradient_fusion_would_have_recorded(
+    base: BaseModel, sources: list[FusionSource], make_config: MakeConfig
+) -> None:
+    config = make_config()
+    gradient = fuse(base, sources, config)
+    assert measure_fusion(base, sources, gradient.adapter.linears, config) == gradient.report["stages"]
+    average = fuse(base, sources, make_config(strategy="average"))
+    figures = measure_fusion(base, sources, average.adapter.linears, config)
+    assert set(figures) == set(gradient.report["stages"])
+    fits = [concept["fit"] for concept in figures["text-encoder"]["concepts"].values()]
+    best = [concept["fit"] for concept in gradient.report["stages"]["text-encoder"]["concepts"].values()]
+    assert sum(best) < sum(fits)

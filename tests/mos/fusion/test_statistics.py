@@ -81,3 +81,18 @@ def test_threads_are_put_back() -> None:
     with fixed_threads(1):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+def test_only_some_of_a_batch_are_recorded() -> None:
+    module = nn.Sequential(nn.Linear(3, 3))
+    first, second = GramAccumulator(precise=True), GramAccumulator(precise=True)
+    inputs = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0))
+    with (
+        recording(module, {"0": ("0",)}, {"0": first}, batch=slice(0, 2)),
+        recording(module, {"0": ("0",)}, {"0": second}, batch=slice(2, 5)),
+        torch.no_grad(),
+    ):
+        module(inputs)
+    assert (first.statistics().num_rows, second.statistics().num_rows) == (8, 12)
+    rows = inputs[2:].reshape(-1, 3).double()
+    np.testing.assert_allclose(second.statistics().gram, (rows.T @ rows).numpy(), atol=1e-12)
