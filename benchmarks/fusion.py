@@ -1,7 +1,7 @@
 """Gradient fusion against the paper's solver: time, memory, and error on what was fitted and what was not.
 
-python -m benchmarks.fusion              everything, one thread, about five CPU minutes
-python -m benchmarks.fusion quality gpu  some parts, printed and not written
+python -m benchmarks.fusion              everything, one thread, about ten CPU minutes
+python -m benchmarks.fusion memory gpu   some parts, printed and not written
 python -m benchmarks.fusion --memory N   peak memory of the last stage's problems with N concepts (used by the above)
 
 The reference multiplies every input row in every evaluation; where all its steps would take hours, its time is that
@@ -10,37 +10,22 @@ of three evaluations times the paper's number of steps, which leaves out what el
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.fusion_problems import RANK, SD15, Case, Shape, case_of, gram_of, inputs_of, site_of
+from benchmarks.fusion_cost import cpu_seconds, peak_mb, reset_peak
+from benchmarks.fusion_problems import RANK, SD15, Shape, case_of, gram_of, inputs_of, site_of
+from benchmarks.fusion_shapes import CONCEPTS, RULES, accumulated, reference_closure, shape_rows
 from benchmarks.results_file import Row, print_table, write_results
 from mos.fusion.config import FusionConfig
 from mos.fusion.problem import SiteProblem
-from mos.fusion.reference import solve_reference
 from mos.fusion.solver import solve_sites
-from mos.fusion.statistics import GramAccumulator
-
-CONCEPTS = 3
-RULES = {
-    "text": FusionConfig().text_encoder,
-    "cross": FusionConfig().cross_attention,
-    "spatial": FusionConfig().spatial,
-}
-
-
-def cpu_seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Process CPU seconds of one call, and its result."""
-    before = time.process_time()
-    result = work()
-    return time.process_time() - before, result
 
 
 def accumulation_rows() -> list[Row]:
@@ -49,9 +34,10 @@ def accumulation_rows() -> list[Row]:
     inputs = inputs_of(shape)
     rows = [inputs.rows(shape.rows) for _ in range(CONCEPTS)]
     small = case_of(shape, CONCEPTS, rows=512)
-    closure, product = reference_closure(rows, small)
+    deltas = [up @ down for up, down in zip(small.ups[0], small.downs[0], strict=True)]
+    _, closure, product = reference_closure(rows, deltas)
     reference = closure * shape.steps * shape.linears
-    accumulate, grams = cpu_seconds(lambda: [_streamed(concept, 20) for concept in rows])
+    accumulate, grams = accumulated(rows, precise=False, chunks=20)
     solve, _ = cpu_seconds(lambda: solve_sites([site_of(small, grams, ridge=RULES["spatial"].ridge)]))
     how = "4096 tokens x 20 steps x 3 concepts, q, k and v; reference: closure x 50 steps x 3 linears"
     return [
@@ -64,102 +50,6 @@ def accumulation_rows() -> list[Row]:
             goal=">= 100", how=how),
         Row(name="320 site: reference / lbfgs", value=reference / solve, unit="ratio", how=how),
     ]  # fmt: skip
-
-
-def _streamed(rows: torch.Tensor, steps: int) -> np.ndarray:
-    accumulator = GramAccumulator(precise=False)
-    for step in rows.chunk(steps):
-        accumulator.add(step[None])
-    return accumulator.statistics().gram
-
-
-def reference_closure(rows: Sequence[torch.Tensor], case: Case) -> tuple[float, float]:
-    """CPU seconds of one of the reference's evaluations with gradient, and of one product of its size.
-
-    Three steps of the solver are timed and divided by its evaluations, which are counted.
-    """
-    deltas = [up @ down for up, down in zip(case.ups[0], case.downs[0], strict=True)]
-    stacked = torch.cat(list(rows))
-    product, _ = min((cpu_seconds(lambda: stacked @ deltas[0].T) for _ in range(3)), key=lambda pair: pair[0])
-    evaluations = 0
-    original = torch.nn.functional.mse_loss
-
-    def counted(*arguments: Any, **options: Any) -> Any:
-        nonlocal evaluations
-        evaluations += 1
-        return original(*arguments, **options)
-
-    torch.nn.functional.mse_loss = counted
-    try:
-        seconds, _ = cpu_seconds(lambda: solve_reference(rows, deltas, steps=3))
-    finally:
-        torch.nn.functional.mse_loss = original
-    return (seconds - product) / evaluations, product
-
-
-def shape_rows() -> list[Row]:
-    """CPU seconds of each solver at every shape of SD 1.5, and of the whole model by the number of its sites."""
-    result: list[Row] = []
-    totals = {"lbfgs": 0.0, "lbfgs-preconditioned": 0.0, "exact": 0.0}
-    for shape in SD15:
-        case = case_of(shape, CONCEPTS, rows=min(shape.rows, 2048))
-        rule = RULES[shape.stage.split()[0]]
-        problem = case.site(generic_weight=rule.generic_weight, ridge=rule.ridge)
-        how = (
-            f"one site, {CONCEPTS} concepts, {shape.linears} linears, {shape.steps} steps; the model has {shape.sites}"
-        )
-        losses: dict[str, float] = {}
-        for solver in totals:
-            seconds, solved = cpu_seconds(lambda: solve_sites([problem], solver=solver))  # noqa: B023
-            totals[solver] += seconds * shape.sites
-            losses[solver] = _objective(problem, solved[0].linears["linear-0"])
-            result.append(Row(name=f"{shape.name}: {solver}", value=seconds, unit="CPU s", how=how))
-        for solver in ("lbfgs", "lbfgs-preconditioned"):
-            gap = (losses[solver] - losses["exact"]) / abs(losses["exact"])
-            goal = "<= 1e-5" if solver == "lbfgs-preconditioned" else ""
-            result.append(
-                Row(name=f"{shape.name}: {solver}, gap to the optimum", value=gap, unit="ratio", goal=goal, how=how)
-            )
-    for solver, seconds in totals.items():
-        how = f"sum over sites of the figures above, {CONCEPTS} concepts, without recording"
-        result.append(Row(name=f"all 176 linears of SD 1.5: {solver}", value=seconds, unit="CPU s", how=how))
-    return result
-
-
-def _objective(problem: SiteProblem, solution: Any) -> float:
-    linear = problem.linears["linear-0"]
-    wish = np.concatenate(linear.ups, axis=1) @ np.concatenate(linear.projected)
-    update = solution.up @ solution.down
-    return float(np.einsum("ij,ij->", update @ problem.matrix, update) - 2 * np.einsum("ij,ij->", update, wish))
-
-
-def quality_rows() -> list[Row]:
-    """Fit, held-out error and drift of the default against the reference at the paper's 500 and 50 steps."""
-    result: list[Row] = []
-    for name, rows in (("text (out) 768->768", 176), ("cross 768->320", 6), ("spatial 320->320", 1024)):
-        shape = next(shape for shape in SD15 if shape.name == name)
-        case = case_of(shape, CONCEPTS, rows=rows)
-        deltas = [up @ down for up, down in zip(case.ups[0], case.downs[0], strict=True)]
-        seconds, update = cpu_seconds(lambda: solve_reference(case.fitted, deltas, steps=shape.steps))  # noqa: B023
-        rule = RULES[shape.stage.split()[0]]
-        problem = case.site(generic_weight=rule.generic_weight, ridge=rule.ridge)
-        ours, solved = cpu_seconds(lambda: solve_sites([problem]))  # noqa: B023
-        linear = solved[0].linears["linear-0"]
-        reference, default = case.figures(update.double().numpy()), case.figures(linear.up @ linear.down)
-        how = f"{rows} rows a concept, {CONCEPTS} concepts, {shape.steps} steps; float32 reference, all steps run"
-        result += [
-            Row(name=f"{name}: {figure}, {who}", value=figures[figure], unit="of the concepts' own", how=how)
-            for figure in ("fit", "held_out", "drift")
-            for who, figures in (("reference", reference), ("default", default))
-        ]
-        result += [
-            Row(name=f"{name}: {figure}, default / reference", value=default[figure] / reference[figure], unit="ratio",
-                goal="<= 1.0", how=how)
-            for figure in ("held_out", "drift")
-        ]  # fmt: skip
-        note = how + f"; the site has {shape.linears} linears"
-        result.append(Row(name=f"{name}: reference / lbfgs", value=seconds / ours, unit="ratio", how=note))
-    return result
 
 
 def memory_rows() -> list[Row]:
@@ -193,7 +83,11 @@ def _measured_memory(count: int) -> dict[str, float]:
 
 
 def print_memory(count: int) -> None:
-    """Build and solve (exactly) the last stage's problems of `count` concepts; print megabytes as JSON."""
+    """Build and solve (exactly) the last stage's problems of `count` concepts; print megabytes as JSON.
+
+    The mark is set back first: it would otherwise start from what the parent process once held.
+    """
+    reset_peak()
     generator = np.random.default_rng(0)
     problems = []
     for shape in (shape for shape in SD15 if shape.stage.startswith("spatial")):
@@ -205,8 +99,7 @@ def print_memory(count: int) -> None:
     size += sum(rows.nbytes for problem in problems for linear in problem.linears.values() for rows in linear.projected)
     for problem in problems:
         solve_sites([problem], solver="exact")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"statistics": size / 1e6, "peak": peak / 1e6}))
+    print(json.dumps({"statistics": size / 1e6, "peak": peak_mb()}))
 
 
 def _grown_problem(
@@ -245,7 +138,7 @@ def pipeline_rows() -> list[Row]:
     sources = [random_concept(base, f"owner/concept-{index}@1", index, rank=RANK) for index in range(CONCEPTS)]
     result = []
     for solver in ("lbfgs", "exact"):
-        seconds, _ = cpu_seconds(lambda: fuse(base, sources, FusionConfig(solver=solver)))  # type: ignore[arg-type] # noqa: B023
+        seconds, _ = cpu_seconds(lambda: fuse(base, sources, FusionConfig(solver=solver)))  # noqa: B023
         goal = "<= 10" if solver == "lbfgs" else ""
         result.append(Row(name=f"{name}, {solver}", value=seconds, unit="CPU s", goal=goal, how=how))
     return result
@@ -273,7 +166,6 @@ def gpu_rows() -> list[Row]:
 PARTS: dict[str, Callable[[], list[Row]]] = {
     "accumulation": accumulation_rows,
     "shapes": shape_rows,
-    "quality": quality_rows,
     "memory": memory_rows,
     "pipeline": pipeline_rows,
     "gpu": gpu_rows,

@@ -2,10 +2,13 @@
 
 python -m benchmarks.fusion_choice                              random concepts on a random base of small-world shapes
 python -m benchmarks.fusion_choice --base DIR a.safetensors b.safetensors ...       trained concepts on their base
+python -m benchmarks.fusion_choice --stage cross-attention --generic 12 --generic 40 --choice exact:0.3:1e-2
 """
 
 import argparse
+import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +32,55 @@ CHOICES: tuple[tuple[str, float, float], ...] = (
 """(solver, weight of the generic prompts, ridge) of the stage under test."""
 
 
-def config_of(stage: str, solver: str, generic_weight: float, ridge: float) -> FusionConfig:
-    """The default with one stage's rule and the solver replaced."""
+def config_of(
+    stage: str, solver: str, generic_weight: float, ridge: float, num_generic: int | None = None
+) -> FusionConfig:
+    """The default with one stage's rule and the solver replaced, on the first `num_generic` generic prompts."""
     steps = FusionConfig().spatial.steps if stage == "spatial" else FusionConfig().text_encoder.steps
     rule = StageRule(steps=steps, generic_weight=generic_weight, ridge=ridge)
     changes: dict[str, Any] = {stage.replace("-", "_"): rule, "solver": solver}
+    changes["generic_prompts"] = FusionConfig().generic_prompts[:num_generic]
     return FusionConfig(**changes)
 
 
-def print_stage(base: BaseModel, sources: Sequence[FusionSource], stage: str) -> None:
+def until(source: FusionSource, stage: str) -> FusionSource:
+    """The concept without the layers of later stages, which are dear and change nothing here."""
+    kept = {
+        component: {name: update for name, update in updates.items() if _is_needed(component, name, stage)}
+        for component, updates in source.edlora.linears.items()
+    }
+    linears = {component: updates for component, updates in kept.items() if updates}
+    return replace(source, edlora=replace(source.edlora, linears=linears))
+
+
+def _is_needed(component: str, name: str, stage: str) -> bool:
+    if component != "unet" or stage == "spatial":
+        return True
+    return stage == "cross-attention" and name.endswith((".attn2.to_k", ".attn2.to_v"))
+
+
+def print_stage(
+    base: BaseModel,
+    sources: Sequence[FusionSource],
+    stage: str,
+    choices: Sequence[tuple[str, float, float]],
+    num_generic: Sequence[int | None],
+    cache: Path | None = None,
+) -> None:
     """One table: a line for every choice, figures as means over the concepts."""
-    print(
-        f"\n{stage}\n| solver | generic | ridge | fit | held out | drift |\n|---|---:|---:|---:|---:|---:|", flush=True
-    )
-    for solver, generic_weight, ridge in CHOICES:
-        model = fuse(base, sources, config_of(stage, solver, generic_weight, ridge))
+    print(f"\n{stage}\n| generic prompts | solver | generic | ridge | fit | held out | drift |", flush=True)
+    print("|---:|---|---:|---:|---:|---:|---:|")
+    needed = [until(source, stage) for source in sources]
+    for count, (solver, generic_weight, ridge) in itertools.product(num_generic, choices):
+        config = config_of(stage, solver, generic_weight, ridge, count)
+        model = fuse(base, needed, config, cache=cache)
         figures = model.report["stages"][stage]
         fit, held_out = (
             sum(concept[name] for concept in figures["concepts"].values()) / len(sources)
             for name in ("fit", "held_out")
         )
         cells = (
+            str(len(config.generic_prompts)),
             solver,
             f"{generic_weight:g}",
             f"{ridge:g}",
@@ -65,6 +96,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", type=Path)
     parser.add_argument("--stage", default="text-encoder", choices=("text-encoder", "cross-attention", "spatial"))
+    parser.add_argument("--choice", action="append", default=[], metavar="SOLVER:G:R", help="instead of the nine")
+    parser.add_argument("--generic", type=int, action="append", default=[], help="only the first N generic prompts")
+    parser.add_argument("--cache", type=Path, help="keep recordings here")
     parser.add_argument("concepts", nargs="*", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -86,7 +120,8 @@ def main() -> None:
         }[arguments.stage]
         names = ("alice/robot@1", "bob/cat@1", "carol/house@1")
         sources = [random_concept(base, name, seed, rank=4, components=components) for seed, name in enumerate(names)]
-    print_stage(base, sources, arguments.stage)
+    choices = [(text.split(":")[0], *map(float, text.split(":")[1:])) for text in arguments.choice] or CHOICES
+    print_stage(base, sources, arguments.stage, choices, arguments.generic or [None], arguments.cache)
 
 
 if __name__ == "__main__":
