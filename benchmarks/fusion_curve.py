@@ -21,8 +21,9 @@ import torch
 
 from benchmarks.fusion_cost import cpu_seconds
 from cluster.evaluation_rows import ScoredPicture, block_bytes, read_block
-from jobs.evaluate_table import TableConfig, TableRun, perform
 from jobs.opening import open_base
+from jobs.table_config import TableConfig, TableRun
+from jobs.table_tasks import perform, training_tasks
 from mos.artifact import read_artifact
 from mos.base_model import BaseModel
 from mos.edlora.adapter import Adapter
@@ -211,7 +212,7 @@ def run(
     curve: Curve, slots: int, methods: Collection[str] = (SINGLE, FLOOR_BASE, *MARKS, *METHODS)
 ) -> dict[tuple[str, int], list[ScoredPicture]]:
     """Make what is missing, and return every cell."""
-    perform(curve.table.training_tasks(slots), 1, lambda line: print(line, flush=True))
+    perform(training_tasks(curve.table, slots), 1, lambda line: print(line, flush=True))
     scorer = PictureScorer(clip=ClipScorer.load(scorer_path()), probe=load_probe())
     result = {}
     for method, size in cells(curve.config, methods):
@@ -241,7 +242,7 @@ def main() -> None:
     )
     curve = Curve(arguments.out, config, arguments.base, arguments.concepts)
     if arguments.only_train:
-        perform(curve.table.training_tasks(arguments.slots), 1, lambda line: print(line, flush=True))
+        perform(training_tasks(curve.table, arguments.slots), 1, lambda line: print(line, flush=True))
         return
     curve.settle()
     from benchmarks.fusion_figures import summary, write_documents

@@ -20,8 +20,9 @@ from torch import Tensor
 from benchmarks.fusion_curve import SINGLE, Curve, CurveConfig, print_summary, run
 from benchmarks.fusion_figures import summary
 from mos.artifact import write_artifact
+from mos.evaluation.drawing import supports_bfloat16
 from mos.smallworld.concepts import concept_pictures
-from mos.training import PRESETS, SlotSpec, Trainer, concept_data
+from mos.training import SlotSpec, Trainer, concept_data
 from mos.training.parameters import ConceptParameters
 
 METHODS = (SINGLE, "sum", "average", "gradient, lbfgs")
@@ -59,9 +60,8 @@ def train_orthogonal(curve: Curve, count: int) -> None:
     if all(path.exists() for path in paths):
         return
     trainer, table = Trainer(curve.base), curve.config.table
-    config = PRESETS["small-world"]
-    if table.training_steps is not None:
-        config = replace(config, steps=table.training_steps)
+    config = curve.table.training("ED-LoRA", 0)
+    config = replace(config, precision="bf16") if supports_bfloat16() else config
     for index in range(count):
         name = table.class_name(index)
         pictures = concept_pictures(table.identity(index), 100 + index)
