@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from mos.concept import ConceptRef, check_word
-from mos.errors import MosError
+from mos.errors import CheckFailedError, MosError
 from registry.manifest import Manifest
 from registry.records import Limits, OwnerRecord
 from registry.row import Row, State
@@ -16,7 +16,7 @@ from registry.row import Row, State
 _LOOK_ALIKES = (("rn", "m"), ("vv", "w"), ("cl", "d"), ("0", "o"), ("1", "l"), ("i", "l"), ("5", "s"), ("8", "b"))
 
 
-class ScreeningError(MosError):
+class ScreeningError(CheckFailedError):
     """Raised when a version must not be listed; the message becomes the row's reason."""
 
 

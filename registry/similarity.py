@@ -167,7 +167,7 @@ def nearest(catalogue: Catalogue, scorer: Scorer, queries: Floats, limit: int) -
         known = ", ".join(sorted(catalogue.snapshot.embeddings)) or "none"
         raise NotFoundError(
             f"no embeddings by scorer {scorer.name} in the catalogue (there are: {known}); "
-            "run mos registry index --scorer"
+            "run mos registry index --embed, or --scorer NAME for another"
         )
     unit = queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
     found: list[Neighbour] = []

@@ -291,15 +291,19 @@ def report(count: int, complaints: list[Any], as_json: bool) -> None:
     else:
         click.echo(f"{count} versions read, {len(complaints)} complaints")
     for one in complaints:
-        click.echo(f"mos: {one.where}: {one.what}", err=True)
+        place = "" if one.what.startswith(one.where) else f"{one.where}: "
+        click.echo(f"mos: {place}{one.what}", err=True)
     if complaints:
         raise CheckFailedError(f"{len(complaints)} of {count} versions are not as they should be")
 
 
 def load_scorer(path_or_id: str | None) -> Any:
-    """A CLIP scorer; the small world's own if none is named."""
+    """A CLIP scorer, loaded without a progress bar; the small world's own if none is named."""
+    import transformers
+
     from mos.evaluation.scorer import ClipScorer
 
+    transformers.utils.logging.disable_progress_bar()
     if path_or_id is not None:
         return ClipScorer.load(path_or_id)
     from mos.smallworld.assets import scorer_path

@@ -5,12 +5,20 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.commands.concept import load_scorer, print_rows, report, report_withdrawn
-from jobs.options import base_option, json_option, print_json, registry_option
+from jobs.options import json_option, print_json, registry_option
 from mos.concept import ConceptRef
 
 if TYPE_CHECKING:
     from registry.client import Registry
     from registry.indexer import IndexReport, Scope
+
+
+checked_base_option = click.option(
+    "--base",
+    metavar="PATH|ID",
+    default=None,
+    help="Also check tensors and norms against this base; small-world is the one that comes with mos.",
+)
 
 
 @click.group(no_args_is_help=True)
@@ -76,18 +84,18 @@ def show(registry_url: str, as_json: bool) -> None:
 @click.option("--sweep", is_flag=True, help="Look at everything, not only where publishers say.")
 @click.option("--scorer", default=None, metavar="PATH|ID", help="Also embed previews with this CLIP model.")
 @click.option("--embed", is_flag=True, help="Also embed previews with the small world's scorer.")
-@base_option
+@checked_base_option
 @registry_option
 @json_option
 def index(sweep: bool, scorer: str | None, embed: bool, base: str | None, registry_url: str, as_json: bool) -> None:
-    """Bring the catalogue up to date; needs the indexer's key. --base checks norms against that base too."""
+    """Bring the catalogue up to date; needs the indexer's key."""
     _index(registry_url, "sweep" if sweep else "hints", base, scorer, embed, as_json)
 
 
 @command.command("rebuild")
 @click.option("--scorer", default=None, metavar="PATH|ID", help="Also embed previews with this CLIP model.")
 @click.option("--embed", is_flag=True, help="Also embed previews with the small world's scorer.")
-@base_option
+@checked_base_option
 @registry_option
 @json_option
 def rebuild(scorer: str | None, embed: bool, base: str | None, registry_url: str, as_json: bool) -> None:
@@ -196,7 +204,7 @@ def _index(url: str, scope: "Scope", base: str | None, scorer: str | None, embed
     if base is not None:
         from jobs.opening import open_base
 
-        bases = [open_base(base).facts]
+        bases = [open_base(None if base == "small-world" else base).facts]
     scorers = [load_scorer(scorer)] if scorer or embed else []
     made: IndexReport = registry.index(scope, bases=bases, scorers=scorers)
     for problem in made.problems:

@@ -20,8 +20,8 @@ from registry.ulid import new_ulid
 
 _TEMPORARY = ".tmp"
 _MESSAGES = {
-    errno.ENOSPC: "the disk is full; nothing was published; free some space and run it again",
-    errno.EDQUOT: "the disk quota is used up; nothing was published; free some space and run it again",
+    errno.ENOSPC: "the disk is full; free some space and run it again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run it again",
 }
 
 

@@ -159,7 +159,7 @@ def _client_error(error: ClientError, where: str, url: str) -> Exception:
     if status == 403 or code in _FORBIDDEN:
         return NotAllowedError(f"{where}: the server refuses ({code}); check whose credentials these are")
     if status == 507 or code in ("QuotaExceeded", "EntityTooLarge"):
-        return StoreBusyError(f"{where}: the store is full ({code}); nothing was published")
+        return StoreBusyError(f"{where}: the store is full ({code}); make room and run it again")
     return StoreBusyError(f"{where}: the server answers {status} {code}; try again")
 
 

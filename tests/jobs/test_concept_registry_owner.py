@@ -146,6 +146,14 @@ def test_registry_administration(mos: Mos, weights: Path):
     assert caught.value.exit_code == 5
 
 
+def test_a_name_that_looks_like_another_owners_is_refused(mos: Mos):
+    _founded(mos, "bob")
+    mos("owner", "new", "b0b")
+    with pytest.raises(MosError, match="looks like 'bob'") as caught:
+        mos("owner", "enrol", "b0b")
+    assert caught.value.exit_code == 7
+
+
 def test_policies_are_printed_for_s3_and_refused_for_a_directory(mos: Mos):
     policies = _json(mos("registry", "init", "s3://shelf/mos", "--policy", "--owner", "alice"))
     alice = policies["identity_policies"]["owner-alice"]["Statement"]

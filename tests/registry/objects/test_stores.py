@@ -125,7 +125,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TryAgainError, match="disk is full; nothing was published"):
+    with pytest.raises(TryAgainError, match="disk is full; free some space and run it again"):
         store.create("a/b", b"x" * 1000)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
