@@ -6,6 +6,7 @@ of their paths. It imports nothing of mos, so that it runs where mos is not inst
 """
 
 import json
+import re
 import resource
 import sys
 from collections.abc import Iterator
@@ -35,9 +36,17 @@ def main(source: str, target: str) -> int:
         tensors, document = _flatten(content)
         save_file(tensors or {"empty": torch.zeros(0)}, target, metadata={"content": document})
     except Exception as error:
-        print(" ".join(str(error).split())[:300], file=sys.stderr)
+        print(_reason(str(error)), file=sys.stderr)
         return 3
     return 0
+
+
+def _reason(message: str) -> str:
+    """One line; of torch's advice only what the file asked for, and never how to load it all the same."""
+    asked = re.search(r"GLOBAL ([\w.]{1,80})", message)
+    if asked:
+        return f"it calls {asked[1]}, which no weights need"
+    return " ".join(message.partition("weights_only")[0].split())[:200] or "no tensors in a form that is safe to read"
 
 
 def _flatten(content: Any) -> tuple[dict[str, Any], str]:

@@ -141,7 +141,7 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tiny_base, tmp_path
     witness = tmp_path / "witness"
     path = tmp_path / "lora.pth"
     path.write_bytes(pickle.dumps({"unet": _Evil(witness)}, protocol=2))
-    with pytest.raises(ImportFormatError, match="only plain tensors are loaded"):
+    with pytest.raises(ImportFormatError, match=r"it calls \w+\.system, which no weights need; only plain tensors"):
         import_concept([path], tiny_base, OPTIONS)
     assert not witness.exists()
 
