@@ -48,7 +48,7 @@ class BaseConfig:
         num_workers: Processes of one thread.
     """
 
-    steps: int = 6000
+    steps: int = 7800
     batch: int = 24
     lr: float = 1e-3
     warmup: int = 100

@@ -32,10 +32,10 @@ class ScorerConfig:
         class_share: Share of the steps whose individuals are all of one class.
     """
 
-    steps: int = 1100
+    steps: int = 2400
     batch: int = 40
     lr: float = 1.5e-3
-    individuals: int = 3200
+    individuals: int = 6400
     views: int = 3
     identity_weight: float = 1.0
     class_share: float = 0.5
