@@ -9,7 +9,16 @@ from jobs.table_config import FUSIONS, SCALE_ZERO, SINGLES, TableConfig, TableRu
 from mos.evaluation.drawing import CEILING_AUTOENCODER, CEILING_RENDERS, FLOOR_BASE, FLOOR_OTHER
 from mos.evaluation.intervals import Interval
 from mos.evaluation.results import PictureScore, summarise, values_of
-from mos.evaluation.verdicts import MAX_LOSS_SHARE, PRIMARY, Values, Verdict, combined, primary_metric, readiness
+from mos.evaluation.verdicts import (
+    MAX_LOSS_SHARE,
+    PRIMARY,
+    Values,
+    Verdict,
+    combined,
+    comparable,
+    primary_metric,
+    readiness,
+)
 
 if TYPE_CHECKING:
     from cluster.evaluation_rows import ScoredPicture
@@ -33,7 +42,7 @@ def losses(values: Values, config: TableConfig) -> list[Loss]:
     for row in config.fusions:
         for size in config.sizes:
             fused, single = fused_method(row, size), FUSIONS[row][0]
-            if fused in values and single in values:
+            if comparable(values, fused, single):
                 level = combined(values, {fused: 1.0}, True)
                 found.append(
                     Loss(row=row, size=size, level=level, loss=combined(values, {single: 1.0, fused: -1.0}, True))
@@ -46,16 +55,15 @@ def answers(values: Values, config: TableConfig) -> list[Verdict]:
     verdicts = []
     for size in config.sizes:
         name = {row: fused_method(row, size) for row in FUSIONS}
-        if {"LoRA", "ED-LoRA", name["LoRA + average"], name["ED-LoRA + average"]} <= set(values):
+        if comparable(values, "LoRA", "ED-LoRA", name["LoRA + average"], name["ED-LoRA + average"]):
             margin = {"LoRA": 1.0, name["LoRA + average"]: -1.0, "ED-LoRA": -1.0, name["ED-LoRA + average"]: 1.0}
             verdicts.append(_answer(f"Averaging {size} concepts costs ED-LoRA less than LoRA.", values, margin))
         for row in FUSIONS:
-            needed = {"ED-LoRA", name["ED-LoRA + average"], name[row]}
-            if "gradient" in row and needed <= set(values):
+            if "gradient" in row and comparable(values, "ED-LoRA", name["ED-LoRA + average"], name[row]):
                 claim = f"{row} of {size} keeps more of the identities than averaging."
                 margin = {name[row]: 1.0, name["ED-LoRA + average"]: -1.0}
                 verdicts += [_answer(claim, values, margin), _third(row, size, values, name)]
-    if {SCALE_ZERO, FLOOR_BASE} <= set(values):
+    if comparable(values, SCALE_ZERO, FLOOR_BASE):
         claim = "At LoRA scale 0 the words alone show more of the identity than the untrained base."
         verdicts.append(_answer(claim, values, {SCALE_ZERO: 1.0, FLOOR_BASE: -1.0}))
     return verdicts

@@ -41,7 +41,7 @@ def judge(rows: Sequence[PictureScore], *, by_concept: bool = False) -> list[Ver
     }
     ready = readiness(rows)
     verdicts = [] if ready is None else [ready]
-    if {"single", "floor: untrained base"} <= set(values):
+    if comparable(values, "single", "floor: untrained base"):
         verdicts.append(
             _above(
                 "A concept alone shows its identity better than the untrained base does.",
@@ -49,10 +49,10 @@ def judge(rows: Sequence[PictureScore], *, by_concept: bool = False) -> list[Ver
             )
         )  # fmt: skip
     for rival, words in (("average", "averaging the weights"), ("sum", "adding the weights up")):
-        if {"gradient", rival} <= set(values):
+        if comparable(values, "gradient", rival):
             claim = f"Gradient fusion keeps more of the identities than {words}."
             verdicts.append(_above(claim, metric, values, {"gradient": 1.0, rival: -1.0}, by_concept))
-    if {"single", "average", "gradient"} <= set(values):
+    if comparable(values, "single", "average", "gradient"):
         verdicts.append(_third(metric, values, by_concept))
     return verdicts
 
@@ -84,6 +84,11 @@ def primary_metric(rows: Sequence[PictureScore]) -> str:
 
 
 Values = dict[str, dict[tuple[str, str, int], float]]
+
+
+def comparable(values: Values, *methods: str) -> bool:
+    """Whether all these methods drew, and have a value of, at least one picture in common."""
+    return bool(set.intersection(*(set(values.get(method, {})) for method in methods)))
 
 
 def combined(values: Values, weights: dict[str, float], by_concept: bool) -> Interval:

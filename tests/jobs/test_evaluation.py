@@ -269,14 +269,18 @@ def test_the_pipeline_on_ray_makes_the_rows_the_serial_run_makes(evaluated, shel
 
 @pytest.mark.slow
 @pytest.mark.timeout(2700)
-def test_a_run_that_is_killed_is_completed_without_repeating_rows(shelf, tmp_path):
+@pytest.mark.parametrize("where", [["--no-ray"], []], ids=["in one process", "on Ray"])
+def test_a_run_that_is_killed_is_completed_without_repeating_rows(shelf, tmp_path, where):
+    prompts = ", ".join(f'"a <TOK> at {number}"' for number in range(20))
+    suite = tmp_path / "twenty.toml"
+    suite.write_text(f'name = "twenty"\ngeneric = ["a dog", "a cat"]\n[families]\nplace = [{prompts}]\n')
     registry = tmp_path / "registry"
     registry.mkdir()
     arguments = [
         sys.executable, "-m", "jobs.cli", "submit", "evaluation",
         f"al/robot={shelf / 'robot.safetensors'}", f"bo/cat={shelf / 'cat.safetensors'}",
-        "--suite", "object", "--seeds", "2", "--steps", "3", "--guidance", "1", "--base", str(shelf / "base"),
-        "--scorer", str(shelf / "scorer"), "--registry", str(registry), "--json",
+        "--suite", str(suite), "--seeds", "2", "--steps", "3", "--guidance", "1", "--base", str(shelf / "base"),
+        "--scorer", str(shelf / "scorer"), "--registry", str(registry), "--json", *where,
     ]  # fmt: skip
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     log = tmp_path / "log"
@@ -294,4 +298,4 @@ def test_a_run_that_is_killed_is_completed_without_repeating_rows(shelf, tmp_pat
     outcome = json.loads(done.stdout)
     assert outcome["num_found"] >= before
     rows = [(row.score.model, *row.score.pair) for row in stored(registry)]
-    assert len(rows) == len(set(rows)) == 2 * (40 + 12) + 2 * 40
+    assert len(rows) == len(set(rows)) == 2 * (40 + 4) + 2 * 40

@@ -62,6 +62,15 @@ def test_without_a_probe_image_alignment_decides():
     assert verdict.evidence.startswith("image-alignment (pairwise)")
 
 
+def test_without_any_measure_of_identity_nothing_is_judged():
+    assert judge(rows("text_alignment", single=0.9, average=0.4, gradient=0.7, floor_untrained_base=0.1)) == []
+
+
+def test_methods_that_share_no_picture_are_not_compared():
+    apart = [dataclasses.replace(row, prompt="another") for row in rows(gradient=0.7)]
+    assert judge(rows(single=0.9, average=0.4) + apart) == []
+
+
 def test_the_base_untrained_is_the_floor_of_a_concept_alone():
     (verdict,) = judge(rows(single=0.5, floor_untrained_base=0.2))
     assert verdict.holds is True
