@@ -1,6 +1,8 @@
 """Publishers as processes of their own, ours and MLflow's, started together at a gate."""
 
 import multiprocessing
+import os
+import queue
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +10,8 @@ from statistics import median
 from typing import Any
 
 TAGS = ("pet", "toy", "plant", "machine")
+
+_PRELOADED = ("benchmarks.results_file", "registry.client", "registry.shards", "registry.similarity")
 
 
 @dataclass(frozen=True)
@@ -39,15 +43,15 @@ def measure(
         each: Registrations a process.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmarks.registry"])  # so that a worker starts in a moment
+    context.set_forkserver_preload(list(_PRELOADED))  # so that a worker starts in a moment
     gate, results = context.Barrier(num_workers), context.Queue()
     workers = [
-        context.Process(target=_work, args=(work, (*arguments, number), each, gate, results))
+        context.Process(target=_work, args=(work, (*arguments, number), each, gate, results, dict(os.environ)))
         for number in range(num_workers)
     ]
     for worker in workers:
         worker.start()
-    found = [results.get(timeout=1800) for _ in workers]
+    found = _collect(results, workers)
     for worker in workers:
         worker.join()
     latencies = [one for result in found for one in result["latencies"]]
@@ -60,9 +64,32 @@ def measure(
     )
 
 
-def _work(work: Any, arguments: tuple[Any, ...], each: int, gate: Any, results: Any) -> None:
+def _collect(results: Any, workers: list[Any]) -> list[dict[str, Any]]:
+    """What each worker reports.
+
+    Raises:
+        RuntimeError: If one ended without a report.
+    """
+    found: list[dict[str, Any]] = []
+    while len(found) < len(workers):
+        try:
+            found.append(results.get(timeout=5))
+        except queue.Empty:
+            if any(worker.exitcode for worker in workers):
+                raise RuntimeError("a publisher ended before it could begin; see above") from None
+    return found
+
+
+def _work(
+    work: Any, arguments: tuple[Any, ...], each: int, gate: Any, results: Any, environment: dict[str, str]
+) -> None:
     latencies, failures = [], 0
-    register = work(*arguments)
+    os.environ.update(environment)  # a fork server keeps the environment it began with
+    try:
+        register = work(*arguments)
+    except BaseException:
+        gate.abort()  # the others would wait for ever
+        raise
     gate.wait()
     start, cpu = time.monotonic(), time.process_time()
     for number in range(each):

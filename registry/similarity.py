@@ -13,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mos.concept import ConceptRef
-from mos.errors import BadInputError, MosError, NotFoundError
+from mos.errors import BadInputError, NotFoundError
+from registry.documents import sha256_hex
+from registry.errors import ObjectMissingError
 from registry.layout import blob_key
 from registry.reading import Catalogue, Shelf
 from registry.row import Row, State
@@ -109,16 +111,30 @@ class EmbeddingJob:
         }
 
     def _preview(self, row: Row, sha256: str) -> "Image.Image | None":
-        """A preview as an RGB picture, or None if it cannot be decoded."""
+        """A preview as an RGB picture, or None if it is gone or cannot be decoded."""
         from PIL import Image
 
+        data = self._preview_bytes(row, sha256)
+        if data is None:
+            return None
         try:
-            with Image.open(io.BytesIO(self._shelf.store.get(blob_key(row.owner, sha256)))) as image:
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
                 if image.width * image.height > MAX_PIXELS:
                     return None
                 return image.convert("RGB")
-        except (OSError, ValueError, MosError):
+        except Exception:  # a stranger's bytes make a decoder raise anything, and must not stop the indexer
             return None
+
+    def _preview_bytes(self, row: Row, sha256: str) -> bytes | None:
+        """The bytes of a preview, verified; a damaged answer is asked for once more."""
+        for _ in range(2):
+            try:
+                data = self._shelf.store.get(blob_key(row.owner, sha256))
+            except ObjectMissingError:
+                return None
+            if sha256_hex(data) == sha256:
+                return data
+        return None
 
     def _all_rows(self) -> dict[ConceptRef, Row]:
         from registry.shards import read_table

@@ -338,7 +338,7 @@ def read_picture(path: Path) -> Any:
             return image.convert("RGB")
     except FileNotFoundError as error:
         raise NotFoundError(f"{path}: no such picture") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadInputError(f"{path}: cannot be read as a picture") from error
 
 

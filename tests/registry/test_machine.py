@@ -203,6 +203,7 @@ class RegistryMachine(RuleBasedStateMachine):
         return True
 
 
+@pytest.mark.timeout(7200)  # for the long run: 10,000 take about a quarter of an hour of one core
 def test_nothing_is_lost_doubled_or_half_visible(request: pytest.FixtureRequest):
     runs = int(request.config.getoption("--registry-runs", default=200))
     run_state_machine_as_test(

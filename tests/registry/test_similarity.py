@@ -1,5 +1,7 @@
 """Embeddings in signed bytes: how close the cosines stay, and that files are read as they were written."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -71,3 +73,35 @@ def test_pictures_find_their_like_and_what_is_yanked_is_forgotten(registry: Regi
     registry.withdraw(ConceptRef("alice", "rose", 1), "yank", key)
     _index(registry)
     assert [row.concept for row, _ in registry.similar(ColourScorer(), prompts=["red"])] == ["sky"]
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _huge_png() -> bytes:
+    """A picture that says it is 30,000 pixels wide and high."""
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + _chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    "preview", [_huge_png(), _huge_png()[:40], b"\x89PNG\r\n\x1a\n" + bytes(range(200)), b"\xff\xd8\xff" + b"\0" * 99]
+)
+def test_a_hostile_preview_is_not_embedded_and_does_not_stop_the_indexer(
+    registry: Registry, tmp_path: Path, preview: bytes
+):
+    key = registry.new_owner("alice")
+    (tmp_path / "bad.png").write_bytes(preview)
+    good = write_picture(tmp_path / "good.png", (250, 0, 0))
+    for name, path in {"bad": tmp_path / "bad.png", "good": good}.items():
+        registry.publish_package(
+            make_package(name, content=name.encode()),
+            ConceptRef("alice", name),
+            key,
+            f"run-{name}",
+            LICENCE,
+            Details(previews=[path]),
+        )
+    _index(registry, ColourScorer())
+    assert [row.concept for row, _ in registry.similar(ColourScorer(), prompts=["red"])] == ["good"]
