@@ -125,7 +125,9 @@ class TrainerWorker:
         """Load the base, then step all slots until closed; errors of one run stay with that run."""
         from mos.base_model import load_base
         from mos.training.contest import ContestTrainer
+        from mos.training.memory import keep_freed_memory
 
+        keep_freed_memory()
         self._trainer = trainer = ContestTrainer(load_base(self._base or None))
         while not (self._is_closing and not self._active and not self._inbox):
             self._take_in(trainer)
