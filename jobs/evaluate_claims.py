@@ -23,6 +23,8 @@ from mos.evaluation.verdicts import (
 if TYPE_CHECKING:
     from cluster.evaluation_rows import ScoredPicture
 
+BY_HAND = "<!-- Written by hand from here on; kept when the page is made again. -->"
+
 SHOWN = (PRIMARY, "probe_pattern", "probe_accessory", "image_alignment_pairwise", "text_alignment", "probe_backdrop")
 
 
@@ -98,8 +100,16 @@ def write_claims(run: TableRun, digest: str, blocks: Sequence[str], docs: Path |
         figures = page.parent / page.stem
         figures.mkdir(parents=True, exist_ok=True)
         write_grid(rows, run.config, figures / "grid.png")
-        page.write_text(claims_page(run, digest, [row.score for row in rows], figures.name), encoding="utf-8")
+        text = claims_page(run, digest, [row.score for row in rows], figures.name)
+        page.write_text(text + _by_hand(page), encoding="utf-8")
     return run.folder / "claims.md"
+
+
+def _by_hand(page: Path) -> str:
+    """What people wrote below the mark of the page that is there."""
+    written = page.read_text(encoding="utf-8") if page.exists() else ""
+    _, mark, rest = written.partition(BY_HAND)
+    return f"\n{mark}{rest}" if mark else ""
 
 
 def claims_page(run: TableRun, digest: str, scores: Sequence[PictureScore], figures: str) -> str:

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from jobs import evaluate_table
-from jobs.evaluate_claims import answers, claims_page, command_line, losses
+from jobs.evaluate_claims import BY_HAND, answers, claims_page, command_line, losses
 from jobs.table_config import FUSIONS, SCALE_ZERO, TableConfig, TableRun, fused_method
 from mos.errors import BadInputError, ConflictError
 from mos.evaluation.drawing import CEILING_AUTOENCODER, FLOOR_BASE
@@ -65,17 +65,20 @@ def test_one_command_trains_fuses_draws_scores_and_writes_and_then_finds_it_all_
     assert "train" not in second.stderr
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
+    page.write_text(f"old figures\n{BY_HAND}\n\nWhat they mean.\n")
     lost = sorted(out.rglob("*.parquet"))[0]
     lost.unlink()
     concept = out / "concepts" / "ed-lora" / "02-seed0.safetensors"
     concept.unlink()
-    third = run.invoke(evaluate_table.main, arguments(shelf, out), catch_exceptions=False)
+    third = run.invoke(evaluate_table.main, arguments(shelf, out, "--docs", str(page)), catch_exceptions=False)
     assert third.exit_code == 0, third.output
     assert "train ED-LoRA, seed 0, concepts 2" in third.stderr
     kept = [path for path in before if path not in (lost, concept)]
     assert concept.exists()
     assert [path.stat().st_mtime_ns for path in kept] == [before[path] for path in kept]
     assert (out / "claims.md").exists()
+    assert page.read_text().endswith(f"\n{BY_HAND}\n\nWhat they mean.\n")
+    assert "old figures" not in page.read_text()
 
 
 def test_the_page_can_be_written_of_what_is_there_so_far(shelf, tmp_path):
