@@ -17,7 +17,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +28,9 @@ from cluster.session import OBJECT_STORE_BYTES, TOKEN_VARIABLE, private_environm
 from mos.errors import ConflictError, NotFoundError
 
 _START_LIMIT_S = 120.0
+
+PUBLISHER_VARIABLE = "MOS_PUBLISHER_KEY"
+"""Names, on a cluster, the file with the key that publishes what absent owners have granted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,15 @@ class Head:
         return keeper.marked_processes(self.mark, self.temp_dir)
 
 
-def start_head(*, num_cpus: int | None = None, num_gpus: int | None = None) -> Head:
+def start_head(
+    *, num_cpus: int | None = None, num_gpus: int | None = None, settings: Mapping[str, str] | None = None
+) -> Head:
     """Start a head and wait until its job server answers.
+
+    Args:
+        num_cpus: Logical CPUs; default this machine's, but at least 2.
+        num_gpus: GPUs; default those Ray finds.
+        settings: Variables of its processes' environment, such as the limits `cluster.shared_pool` reads.
 
     Raises:
         ConflictError: If one that was started here is running.
@@ -81,9 +91,8 @@ def start_head(*, num_cpus: int | None = None, num_gpus: int | None = None) -> H
     )
     cpus = num_cpus or max(2, os.cpu_count() or 1)
     command = _command(head, ports, cpus, num_gpus)
-    done = subprocess.run(
-        command, env=_environment(head), capture_output=True, text=True, check=False, start_new_session=True
-    )
+    environment = _environment(head) | {PUBLISHER_VARIABLE: str(_publisher_key())} | dict(settings or {})
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, start_new_session=True)
     if done.returncode != 0:
         _end(head)
         raise RayUnavailableError(f"Ray did not start: {_last_line(done.stderr or done.stdout)}")
@@ -203,6 +212,20 @@ def _write_token() -> Path:
     if not path.exists():
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(secrets.token_hex(32))
+    return path
+
+
+def publisher_key_path() -> Path:
+    """The file of the key with which the head started here publishes for absent owners."""
+    return _record_path().parent / "publisher.key"
+
+
+def _publisher_key() -> Path:
+    from registry.keys import SigningKey
+
+    path = publisher_key_path()
+    if not path.exists():
+        SigningKey.generate("cluster").save(path)
     return path
 
 

@@ -4,6 +4,7 @@ Ray schedules by what is stated: an actor that states only a GPU holds a CPU for
 one waits without a word. So both are stated, always, and waiting has an end.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,20 @@ class Resources:
         return " + ".join(parts)
 
 
+GROWS_VARIABLE = "MOS_CLUSTER_GROWS"
+"""Set to 1 in the environment of a cluster that adds nodes when actors wait for them."""
+
+
+def cluster_grows() -> bool:
+    """Whether an autoscaler adds what is missing; then waiting is bounded by the pending timeout alone."""
+    return os.environ.get(GROWS_VARIABLE) == "1"
+
+
+def pending_timeout_s() -> float:
+    """How long an actor may wait for room: five minutes, or half an hour where a machine may have to start first."""
+    return 1800.0 if cluster_grows() else 300.0
+
+
 TRAINER = Resources(num_cpus=0.5)
 """A trainer on CPU: three of them share two logical CPUs and leave room for a solver."""
 
@@ -64,7 +79,7 @@ def nodes_of(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def check_satisfiable(what: str, ask: Resources, nodes: Sequence[Mapping[str, float]]) -> None:
-    """Insist that at least one node could hold one such worker once it is free.
+    """Insist that at least one node could hold one such worker once it is free, unless the cluster grows.
 
     Args:
         what: Who asks, for the message.
@@ -75,7 +90,7 @@ def check_satisfiable(what: str, ask: Resources, nodes: Sequence[Mapping[str, fl
         UnsatisfiableError: With what is asked and the most that any node has.
     """
     wanted = {"CPU": ask.num_cpus, "GPU": ask.num_gpus, "memory": float(ask.memory_bytes)}
-    if any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in nodes):
+    if cluster_grows() or any(all(node.get(name, 0.0) >= amount for name, amount in wanted.items()) for node in nodes):
         return
     raise UnsatisfiableError(f"{what} asks for {ask}, and no node has that: {describe(nodes)}; ask for less")
 

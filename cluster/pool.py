@@ -10,7 +10,7 @@ import ray
 
 from cluster.errors import WorkerLostError
 from cluster.failure import Action, FaultKind, RetryPolicy, classify, decide, root_cause
-from cluster.placement import Resources, check_satisfiable, nodes_of, wait_until_placed
+from cluster.placement import Resources, check_satisfiable, nodes_of, pending_timeout_s, wait_until_placed
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PoolOptions:
     num_workers: int = 2
     resources: Resources = field(default_factory=lambda: Resources(num_cpus=0.5))
     retries: RetryPolicy = field(default_factory=RetryPolicy)
-    pending_timeout_s: float = 300.0
+    pending_timeout_s: float = field(default_factory=pending_timeout_s)
 
 
 class WorkerPool:

@@ -65,19 +65,25 @@ class Admission:
     worker: str
 
 
-def best_slots_per_worker(
-    *, step_seconds: Mapping[int, float], base_bytes: int, slot_bytes: int, memory_bytes: int
-) -> int:
-    """The number of slots with the highest throughput among those that fit into the memory.
+def slots_worth_filling(step_seconds: Mapping[int, float], most: int, *, tolerance: float = 0.1) -> int:
+    """How many slots of a worker to fill, from what it has measured of itself so far.
+
+    A number that has not been tried yet is; one that made the worker as a whole slower than a smaller one did
+    is not tried again.
 
     Args:
-        step_seconds: Number of slots -> measured duration of one step of all of them together.
-        base_bytes: Memory of the frozen base and its buffers.
-        slot_bytes: Memory one more slot needs.
-        memory_bytes: The worker's memory.
+        step_seconds: Slots in use -> measured seconds of one step of all of them.
+        most: The limit.
+        tolerance: By how much throughput may fall before it counts as slower: measurements are noisy.
     """
-    fitting = [slots for slots in step_seconds if base_bytes + slots * slot_bytes <= memory_bytes]
-    return max(fitting, key=lambda slots: (slots / step_seconds[slots], -slots), default=1)
+    best, best_rate = 1, 0.0
+    for slots in sorted(slots for slots in step_seconds if slots <= most):
+        rate = slots / step_seconds[slots]
+        if rate < best_rate * (1 - tolerance):
+            return best
+        if rate > best_rate:
+            best, best_rate = slots, rate
+    return most
 
 
 def admit(

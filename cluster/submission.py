@@ -18,25 +18,36 @@ EVENT_PREFIX = "MOS-EVENT "
 ACTIVE = frozenset({"PENDING", "RUNNING"})
 
 
-def submit(address: str, entrypoint: str, submission_id: str, metadata: Mapping[str, str]) -> None:
-    """Send a job; a job of the same id that ended is replaced, one that is at work is left as it is.
+def submit(address: str, entrypoint: str, run_id: str, metadata: Mapping[str, str]) -> str:
+    """Send a run as a job, unless a job of this run is at work already.
+
+    The first job of a run has its name; later ones, after a failure or a cancellation, a number besides. Ray keeps one
+    log a name, so a name that came back would bring the events of the last attempt along.
 
     Args:
         address: URL of the job server.
         entrypoint: Command that runs on the cluster.
-        submission_id: Its name there.
+        run_id: The run.
         metadata: What Ray's dashboard shows: kind, owner, concept, run.
+
+    Returns:
+        The name of the job that is at work now.
 
     Raises:
         RayUnavailableError: If nothing answers there, or it asks for another token.
     """
     with _client(address) as client:
-        known = {job.submission_id: job for job in client.list_jobs()}
-        if submission_id in known:
-            if known[submission_id].status in ACTIVE:
-                return
-            client.delete_job(submission_id)
+        known = {
+            str(job.submission_id): str(job.status)
+            for job in client.list_jobs()
+            if job.submission_id and (job.metadata or {}).get("run") == run_id
+        }
+        for submission_id, status in known.items():
+            if status in ACTIVE:
+                return submission_id
+        submission_id = f"{run_id}-{len(known) + 1}" if known else run_id
         client.submit_job(entrypoint=entrypoint, submission_id=submission_id, metadata=dict(metadata))
+        return submission_id
 
 
 def job_status(address: str, submission_id: str) -> str:

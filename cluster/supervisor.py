@@ -9,7 +9,7 @@ are wanted and closes those that are not. What to do about a failure is decided 
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +17,11 @@ import ray
 
 from cluster import metrics
 from cluster.checkpoint import last_attempt
-from cluster.errors import PendingTimeoutError, WorkerLostError, WorkerSilentError
+from cluster.errors import PendingTimeoutError, UnsatisfiableError, WorkerLostError, WorkerSilentError
 from cluster.failure import Action, FaultKind, RetryPolicy, classify, decide, root_cause
-from cluster.placement import TRAINER, Resources, check_satisfiable, describe, nodes_of
-from cluster.slots import Limits, QueuedRun, WorkerRoom, admit
-from cluster.trainer import OpenPlace, TrainerWorker, TrainingRequest
-
-_NO_MEMORY_LIMIT = 2**62
+from cluster.placement import TRAINER, Resources, check_satisfiable, describe, nodes_of, pending_timeout_s
+from cluster.slots import Limits, QueuedRun, WorkerRoom, admit, slots_worth_filling
+from cluster.trainer import OpenPlace, TrainerWorker, TrainingRequest, step_group
 
 Event = dict[str, Any]
 
@@ -42,20 +40,23 @@ class PoolConfig:
         pending_timeout_s: How long a worker may wait for room.
         heartbeat_timeout_s: A worker that does not answer for so long is lost. Loading a base counts too.
         idle_timeout_s: A worker without a run is closed after so long.
+        lease_s: In a shared pool: a run nobody asks about for so long is cancelled.
     """
 
     limits: Limits = field(default_factory=Limits)
     resources: Resources = TRAINER
     retries: RetryPolicy = field(default_factory=RetryPolicy)
-    pending_timeout_s: float = 300.0
+    pending_timeout_s: float = field(default_factory=pending_timeout_s)
     heartbeat_timeout_s: float = 600.0
     idle_timeout_s: float = 0.0
+    lease_s: float = 30.0
 
 
 @dataclass
 class _Run:
     request: TrainingRequest
     base: str
+    group: str
     attempt: int
     worker: str = ""
     failures: int = 0
@@ -66,15 +67,18 @@ class _Run:
 @dataclass
 class _Worker:
     name: str
-    base: str
+    group: str
     actor: Any
     placed: Any
     work: Any
     started_at: float
     heard_at: float
     is_placed: bool = False
+    memory_bytes: int | None = None  # for slots; None until its base is loaded
+    step_seconds: dict[int, float] = field(default_factory=dict)
     seen: int = 0
     poll: Any = None
+    sent: list[Any] = field(default_factory=list)
     runs: set[str] = field(default_factory=set)
     idle_since: float = 0.0
 
@@ -115,7 +119,8 @@ class Supervisor:
         ask = self._config.resources
         check_satisfiable(f"the trainer of {request.ref}", ask, nodes_of(ray.nodes()))
         attempt = last_attempt(self._open_place(request.run_id)) + 1
-        self._queue[request.run_id] = _Run(request=request, base=base, attempt=attempt)
+        group = step_group(base, request.config)
+        self._queue[request.run_id] = _Run(request=request, base=base, group=group, attempt=attempt)
         self._tell(request.run_id, {"event": "queued", "attempt": attempt})
 
     @property
@@ -164,11 +169,15 @@ class Supervisor:
         if not worker.is_placed:
             worker.is_placed = _is_ready(worker.placed)
             worker.heard_at = now
-            if not worker.is_placed and now - worker.started_at > self._config.pending_timeout_s:
+            if worker.is_placed:
+                ray.get(worker.placed)
+            elif now - worker.started_at > self._config.pending_timeout_s:
                 raise PendingTimeoutError(self._no_room())
             return
-        if _is_ready(worker.work):
-            ray.get(worker.work)
+        for answer in [worker.work, *worker.sent]:  # a lost message counts as a lost worker
+            if _is_ready(answer):
+                ray.get(answer)
+                worker.sent = [other for other in worker.sent if other is not answer]
         worker.poll = worker.poll or worker.actor.poll.remote(worker.seen)
         if _is_ready(worker.poll):
             events, worker.poll, worker.heard_at = ray.get(worker.poll), None, now
@@ -188,6 +197,10 @@ class Supervisor:
 
     def _take(self, worker: _Worker, event: Event) -> None:
         run_id = event["run_id"]
+        if event["event"] == "ready":
+            worker.memory_bytes, worker.idle_since = event["memory_bytes"], time.monotonic()
+        if "slots" in event:
+            worker.step_seconds[event["slots"]] = event["slots_step_s"]
         if run_id not in worker.runs:
             return
         if event["event"] == "faulted":
@@ -208,8 +221,8 @@ class Supervisor:
         kind = classify(error)
         message = str(root_cause(error)).strip() or type(error).__name__
         lost = [self._running.pop(run_id) for run_id in sorted(worker.runs)]
-        if isinstance(error, PendingTimeoutError) and not self._workers:
-            lost += [self._queue.pop(run_id) for run_id in list(self._queue)]
+        if worker.memory_bytes is None and (not isinstance(error, PendingTimeoutError) or not self._workers):
+            lost += [self._queue.pop(run_id) for run_id, run in list(self._queue.items()) if run.group == worker.group]
         code = getattr(root_cause(error), "exit_code", WorkerLostError.exit_code)
         for run in lost:
             self._decide(run, kind, message.splitlines()[0], code)
@@ -224,12 +237,10 @@ class Supervisor:
             metrics.add("mos_retries_total", {"run": run_id})
             self._tell(run_id, {"event": "retrying", "reason": f"{message}; {decision.reason}", "attempt": run.attempt})
             return
-        event: Event = {
-            "event": "failed",
-            "run_id": run_id,
-            "error": f"{run.request.ref}: {message}; {decision.reason}",
-            "exit_code": exit_code,
-        }
+        event: Event = {"event": "cancelled", "run_id": run_id, "attempt": run.attempt}
+        if decision.action is not Action.RETRY or not run.cancelled:
+            error = f"{run.request.ref}: {message}; {decision.reason}"
+            event = {"event": "failed", "run_id": run_id, "error": error, "exit_code": exit_code}
         self.outcomes[run_id] = event
         self._tell(run_id, event)
 
@@ -242,19 +253,21 @@ class Supervisor:
         for run_id, run in self._running.items():
             if not run.cancelled and self._is_cancelled(run_id):
                 run.cancelled = True
-                self._workers[run.worker].actor.cancel.remote(run_id)
+                worker = self._workers[run.worker]
+                worker.sent.append(worker.actor.cancel.remote(run_id))
                 self._tell(run_id, {"event": "cancelling"})
 
     def _start_workers(self) -> None:
         limits = self._config.limits
-        bases = Counter(run.base for run in self._queue.values())
-        for base, waiting in sorted(bases.items()):
-            free = sum(self._free_slots(worker) for worker in self._workers.values() if worker.base == base)
+        groups = Counter(run.group for run in self._queue.values())
+        bases = {run.group: run.base for run in self._queue.values()}
+        for group, waiting in sorted(groups.items()):
+            free = sum(self._free_slots(worker) for worker in self._workers.values() if worker.group == group)
             while waiting > free and len(self._workers) < limits.max_workers:
-                self._start_worker(base)
+                self._start_worker(group, bases[group])
                 free += limits.slots_per_worker
 
-    def _start_worker(self, base: str) -> None:
+    def _start_worker(self, group: str, base: str) -> None:
         number = next(self._numbers)
         name = f"trainer-{number}"
         actor = (
@@ -266,12 +279,12 @@ class Supervisor:
                 max_concurrency=4,
                 **self._config.resources.options(),
             )
-            .remote(name=name, base=base, open_place=self._open_place)
+            .remote(name=name, base=base, open_place=self._open_place, resources=self._config.resources)
         )
         now = time.monotonic()
         self._workers[name] = _Worker(
             name=name,
-            base=base,
+            group=group,
             actor=actor,
             placed=actor.place.options(name=f"{name}: place").remote(),
             work=actor.work.options(name=f"{name}: train").remote(),
@@ -283,17 +296,16 @@ class Supervisor:
     def _admit(self) -> None:
         now = time.monotonic()
         queue = [
-            QueuedRun(run_id=run_id, owner=run.request.ref.owner, base=run.base)
+            QueuedRun(
+                run_id=run_id,
+                owner=run.request.ref.owner,
+                base=run.group,
+                memory_bytes=run.request.memory_bytes,
+            )
             for run_id, run in self._queue.items()
             if run.not_before <= now
         ]
-        rooms = [
-            WorkerRoom(
-                name=worker.name, base=worker.base, free_slots=self._free_slots(worker), free_bytes=_NO_MEMORY_LIMIT
-            )
-            for worker in self._workers.values()
-            if worker.is_placed
-        ]
+        rooms = [self._room(worker) for worker in self._workers.values() if worker.memory_bytes is not None]
         held = Counter(run.request.ref.owner for run in self._running.values())
         for admission in admit(queue, rooms, held, self._config.limits, self._turns):
             self._turns[self._queue[admission.run_id].request.ref.owner] = next(self._admissions)
@@ -301,15 +313,40 @@ class Supervisor:
             run.worker = worker.name
             worker.runs.add(admission.run_id)
             self._running[admission.run_id] = run
-            worker.actor.admit.remote(run.request, run.attempt)
+            worker.sent.append(worker.actor.admit.remote(run.request, run.attempt))
+        for waiting in queue:
+            self._refuse_if_too_large(waiting, rooms)
+
+    def _room(self, worker: _Worker) -> WorkerRoom:
+        assert worker.memory_bytes is not None
+        taken = sum(self._running[run_id].request.memory_bytes for run_id in worker.runs)
+        return WorkerRoom(
+            name=worker.name,
+            base=worker.group,
+            free_slots=self._free_slots(worker),
+            free_bytes=worker.memory_bytes - taken,
+        )
+
+    def _refuse_if_too_large(self, run: QueuedRun, rooms: Sequence[WorkerRoom]) -> None:
+        """End a run that would not even fit alone into a worker of its kind, instead of letting it wait for ever."""
+        largest = max(
+            (self._workers[room.name].memory_bytes or 0 for room in rooms if room.base == run.base), default=None
+        )
+        if run.run_id in self._queue and largest is not None and run.memory_bytes > largest:
+            message = (
+                f"a slot of this training takes {run.memory_bytes / 2**30:.2f} GiB beside the base, and a trainer "
+                f"with {self._config.resources} has {largest / 2**30:.2f} GiB left; ask for a smaller batch"
+            )
+            self._decide(self._queue.pop(run.run_id), FaultKind.USER, message, UnsatisfiableError.exit_code)
 
     def _free_slots(self, worker: _Worker) -> int:
-        return self._config.limits.slots_per_worker - len(worker.runs)
+        worth = slots_worth_filling(worker.step_seconds, self._config.limits.slots_per_worker)
+        return max(0, worth - len(worker.runs))
 
     def _close_idle(self) -> None:
         now = time.monotonic()
         for worker in list(self._workers.values()):
-            is_wanted = any(run.base == worker.base for run in self._queue.values())
+            is_wanted = any(run.group == worker.group for run in self._queue.values())
             if not worker.runs and not is_wanted and now - worker.idle_since >= self._config.idle_timeout_s:
                 ray.kill(worker.actor)
                 del self._workers[worker.name]

@@ -12,12 +12,15 @@ import os
 import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cluster import metrics
 from cluster.checkpoint import Checkpoints, RunPlace
 from cluster.failure import FaultKind, classify
+from cluster.machine import device, free_memory_bytes
+from cluster.placement import TRAINER, Resources
 from cluster.progress import event_line
 from cluster.staging import grid_name, read_pictures, read_staged_report, stage_result
 from cluster.timeline import Stopwatch, process_cpu_s
@@ -46,6 +49,7 @@ class TrainingRequest:
         report_every: Steps between reports.
         num_seeds: Train so many seeds side by side and stage the one whose words alone fit the pictures best.
         grid_steps: After these steps draw the concept at several LoRA scales into the run's place.
+        memory_bytes: What its slot takes beside the base; 0 when nobody has counted.
     """
 
     run_id: str
@@ -55,6 +59,14 @@ class TrainingRequest:
     report_every: int = 10
     num_seeds: int = 1
     grid_steps: tuple[int, ...] = ()
+    memory_bytes: int = 0
+
+
+def step_group(base: str, config: "TrainingConfig") -> str:
+    """What two runs must have in common to share a trainer: the base, and the options that shape a step."""
+    from mos.training.parameters import SHARED_OPTIONS
+
+    return repr((base, *(getattr(config, name) for name in SHARED_OPTIONS)))
 
 
 @dataclasses.dataclass
@@ -83,10 +95,12 @@ class TrainerWorker:
         name: Readable name for logs and timelines.
         base: Folder or hub id of the base; empty for the small world.
         open_place: Opens runs' private places.
+        resources: What it was given, which bounds the memory it offers to slots.
     """
 
-    def __init__(self, *, name: str, base: str, open_place: OpenPlace) -> None:
-        self._name, self._base, self._open_place = name, base, open_place
+    def __init__(self, *, name: str, base: str, open_place: OpenPlace, resources: Resources = TRAINER) -> None:
+        self._name, self._base, self._open_place, self._resources = name, base, open_place, resources
+        self._seconds: dict[int, deque[float]] = {}
         self._inbox: list[tuple[TrainingRequest, int]] = []
         self._active: dict[str, _Active] = {}
         self._cancelled: set[str] = set()
@@ -128,7 +142,8 @@ class TrainerWorker:
         from mos.training.memory import keep_freed_memory
 
         keep_freed_memory()
-        self._trainer = trainer = ContestTrainer(load_base(self._base or None))
+        self._trainer = trainer = ContestTrainer(load_base(self._base or None, device=device()))
+        self._tell("", "ready", memory_bytes=free_memory_bytes(self._resources))
         while not (self._is_closing and not self._active and not self._inbox):
             self._take_in(trainer)
             self._obey(trainer)
@@ -189,6 +204,7 @@ class TrainerWorker:
         started = time.monotonic()
         reports = trainer.step()
         seconds = time.monotonic() - started
+        self._seconds.setdefault(len(reports), deque(maxlen=20)).append(seconds)
         for report in reports:
             active = self._active[report.key]
             with self._errors_of(report.key):
@@ -226,7 +242,14 @@ class TrainerWorker:
             step_s=statistics.fmean(active.step_seconds[-recent:]),
             embedding_norm=report.embedding_norm,
             cpu_s=process_cpu_s(),
+            **self._pace(),
         )
+
+    def _pace(self) -> dict[str, float]:
+        """How many slots step together now, and the median duration of such a step."""
+        slots = len(self._active)
+        seconds = self._seconds.get(slots)
+        return {"slots": slots, "slots_step_s": statistics.median(seconds)} if seconds else {}
 
     def _save(self, trainer: "ContestTrainer", active: _Active) -> None:
         run_id = active.request.run_id

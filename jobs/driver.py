@@ -1,11 +1,12 @@
 """What runs on a cluster for one run: `python -P -m jobs.driver RUN REGISTRY`.
 
-It reads its request from the run's private place, trains or fuses there, leaves the unsigned result in the
+It reads its request from the run's private place, trains, fuses or evaluates there, leaves the unsigned result in the
 same place, and prints every event as one line. -P keeps modules that lie beside a person's script from
 being taken for ours.
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from cluster.progress import Event
 from cluster.session import connected
 from cluster.staging import delete_pictures
 from cluster.submission import EVENT_PREFIX
+from jobs.grants import GRANT, publish_granted
 from mos.concept import ConceptRef
 from mos.errors import JobFailedError, MosError, UsageError
 from registry.errors import ObjectMissingError
@@ -39,7 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     run_id, registry_url = words
     place = RegistryPlaces(registry_url)(run_id)
     request = json.loads(place.get(REQUEST))
-    jobs: dict[str, Callable[[str, str, RunPlace, Mapping[str, Any]], None]] = {"concept": _train, "fusion": _fuse}
+    jobs: dict[str, Callable[[str, str, RunPlace, Mapping[str, Any]], None]] = {
+        "concept": _train,
+        "fusion": _fuse,
+        "evaluation": _evaluate,
+    }
     try:
         jobs[request["kind"]](run_id, registry_url, place, request)
     except MosError as error:
@@ -54,9 +60,8 @@ def tell(run_id: str, event: Event) -> None:
 
 
 def _train(run_id: str, registry_url: str, place: RunPlace, request: Mapping[str, Any]) -> None:
-    from cluster.slots import Limits
+    from cluster.shared_pool import train_in_shared_pool
     from cluster.trainer import TrainingRequest
-    from jobs.train_concept import supervise
     from mos.training import TrainingConfig
 
     options = {name: tuple(value) if isinstance(value, list) else value for name, value in request["config"].items()}
@@ -66,18 +71,21 @@ def _train(run_id: str, registry_url: str, place: RunPlace, request: Mapping[str
         config=TrainingConfig().with_options(**options),
         num_seeds=request.get("num_seeds", 1),
         grid_steps=tuple(request.get("grid_steps", ())),
+        checkpoint_every=request["checkpoint_every"],
+        memory_bytes=request["memory_bytes"],
     )
     with connected(os.environ["RAY_ADDRESS"]):
-        event = supervise(
-            [order],
+        event = train_in_shared_pool(
+            order,
             registry_url,
             request["base"],
-            Limits(max_workers=1),
             is_cancelled=_cancel_watch(place),
             on_event=tell,
-        )[run_id]
+        )
     if event["event"] != "staged":
         delete_pictures(place)
+    if event["event"] == "staged" and _is_there(place, GRANT):
+        tell(run_id, {"event": "published", "ref": publish_granted(place, run_id, registry_url, request)})
     if event["event"] == "failed":
         sys.exit(int(event.get("exit_code", JobFailedError.exit_code)))
 
@@ -96,11 +104,31 @@ def _fuse(run_id: str, registry_url: str, place: RunPlace, request: Mapping[str,
             ray_address=os.environ["RAY_ADDRESS"],
             say=lambda text: tell(run_id, {"event": "note", "text": text}),
         )
-        names = sorted(path.name for path in (Path(folder) / "out").iterdir())
-        for name in names:
-            place.put(f"{RESULT}/{name}", (Path(folder) / "out" / name).read_bytes())
-    place.put(f"{RESULT}.json", json.dumps(names).encode())
+        contents = {path.name: path.read_bytes() for path in sorted((Path(folder) / "out").iterdir())}
+    for name, content in contents.items():
+        place.put(f"{RESULT}/{name}", content)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    place.put(f"{RESULT}.json", json.dumps(digests, sort_keys=True).encode())
     tell(run_id, {"event": "staged", "sha256": "fused"})
+
+
+def _evaluate(run_id: str, registry_url: str, place: RunPlace, request: Mapping[str, Any]) -> None:
+    from jobs.evaluate import prepare_evaluation, run_here
+    from jobs.remote_evaluation import fetch_inputs
+
+    del registry_url
+    tell(run_id, {"event": "started", "step": 0, "steps": 0, "pid": os.getpid(), "attempt": 1})
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            job = prepare_evaluation(fetch_inputs(place, request["request"], Path(folder)))
+            outcome = run_here(
+                job,
+                ray_address=os.environ["RAY_ADDRESS"],
+                on_block=lambda done, total: tell(run_id, {"event": "note", "text": f"block {done} of {total}"}),
+            )
+    finally:
+        delete_pictures(place)
+    tell(run_id, {"event": "staged", "sha256": outcome.digest, "rows": outcome.num_rows})
 
 
 def _cancel_watch(place: RunPlace) -> Callable[[str], bool]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mos.errors import BadInputError, NotFoundError
 
@@ -106,6 +106,28 @@ def run_here(
         return run_serially(job, on_block=on_block)
     with connected(ray_address):
         return run_evaluation(job, on_block=on_block)
+
+
+def describe_evaluation(job: "EvaluationJob") -> dict[str, Any]:
+    """What `--dry-run` prints: resources, estimated minutes, bytes and digests."""
+    from cluster.evaluation import missing_blocks
+    from cluster.placement import EVALUATOR
+    from jobs.estimates import estimate_pictures
+    from jobs.opening import open_base
+
+    missing = missing_blocks(job)
+    pictures = sum(len(block.shots) for block in missing)
+    references = [picture for truth in job.truths.values() for picture in truth.references]
+    return {
+        "evaluation": job.config.digest,
+        "models": {model.name: model.digest for model in job.models},
+        "blocks": len(job.blocks()),
+        "blocks_missing": len(missing),
+        "pictures": pictures,
+        "reference_bytes": sum(len(picture.tobytes()) for picture in references),
+        "resources": f"2 workers that draw and one that scores, {EVALUATOR} or a little more each",
+        "estimate": estimate_pictures(pictures, job.config.num_inference_steps, open_base(job.base).facts),
+    }
 
 
 def _open_models(request: EvaluationRequest, base: "BaseModel") -> "dict[str, Adapter]":

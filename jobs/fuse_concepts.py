@@ -94,6 +94,26 @@ def lock_entries(found: Sequence["Resolved"]) -> list[dict[str, Any]]:
     ]
 
 
+def describe_fusion(spec: FusionSpec, run_id: str, found: Sequence["Resolved"]) -> dict[str, Any]:
+    """What `--dry-run` prints: resources, estimated minutes, bytes and digests."""
+    from cluster.placement import SOLVER
+    from cluster.pool import PoolOptions
+    from jobs.estimates import estimate_fusion
+    from jobs.opening import open_base
+
+    facts = open_base(spec.base or None).facts
+    return {
+        "run": run_id,
+        "concepts": lock_entries(found),
+        "bytes": sum(item.manifest.weights.size_bytes for item in found),
+        "base": facts.name,
+        "base_fingerprint": dict(facts.fingerprint),
+        "out": spec.out,
+        "resources": f"{PoolOptions().num_workers} workers with {SOLVER} each",
+        "estimate": estimate_fusion(fusion_config(spec), len(found), facts),
+    }
+
+
 def check_lock(out: Path, entries: Sequence[dict[str, Any]]) -> None:
     """Refuse to replace a fusion of other concepts.
 

@@ -85,6 +85,13 @@ def open_model(name: str, facts: BaseFacts, registry_url: str, *, allow_unlisted
     )
 
 
+def named_file(name: str) -> tuple[str, Path | None]:
+    """The name a person gave and the local file or folder behind MODEL; None for what the registry or base is."""
+    given, equals, file = name.partition("=")
+    path = Path(file if equals else name).expanduser()
+    return (given if equals else ""), path if path.exists() and name != "base" else None
+
+
 def _local_ref(path: Path) -> ConceptRef:
     stem = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-")[:40].strip("-")
     if not stem:

@@ -1,8 +1,10 @@
 """Runs whose driver works on a cluster: sent as Ray jobs, followed by their events, published from here."""
 
 import dataclasses
+import hashlib
 import json
 import shlex
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,10 +13,11 @@ from cluster.places import RegistryPlaces
 from cluster.runs import RunBook, RunRecord
 from cluster.staging import delete_pictures
 from cluster.states import RunState, may_follow
-from cluster.submission import ACTIVE, job_events, job_status, submit
+from cluster.submission import ACTIVE, job_events, job_status, stop_job, submit
 from jobs.driver import CANCEL, REQUEST, RESULT
+from jobs.grants import GRANT
 from jobs.train_concept import Bookkeeper, PreparedConcept, record_of, stage
-from mos.errors import UsageError
+from mos.errors import CheckFailedError, UsageError
 
 if TYPE_CHECKING:
     from registry import Registry
@@ -23,12 +26,30 @@ PYTHON = "python"
 """Interpreter on the cluster's machines; its images have mos installed."""
 
 
-def submit_remote_concept(prepared: PreparedConcept, registry: "Registry", book: RunBook, address: str) -> RunRecord:
-    """Stage pictures and request, and send the job."""
-    _check_reachable(registry.url, address)
+_SENDING_S = 120.0
+"""How long a run may be on its way to the job server before it counts as never sent."""
+
+
+def submit_remote_concept(
+    prepared: PreparedConcept,
+    registry: "Registry",
+    book: RunBook,
+    address: str,
+    *,
+    checkpoint_every: int,
+    grant: bytes | None = None,
+) -> RunRecord:
+    """Stage pictures and request, and send the job; with a grant the cluster publishes the result by itself."""
+    check_reachable(registry.url, address)
     run_id, spec = prepared.run_id, prepared.spec
-    record = book.start(record_of(prepared, registry.url, address=address, submission_id=run_id))
+    record = record_of(prepared, registry.url, address=address)
+    record = book.start(dataclasses.replace(record, spec=record.spec | {"granted": grant is not None}))
     stage(prepared, registry.url)
+    place = RegistryPlaces(registry.url)(run_id)
+    if grant is None:
+        place.delete(GRANT)
+    else:
+        place.put(GRANT, grant)
     request = {
         "kind": "concept",
         "ref": str(spec.ref),
@@ -36,9 +57,12 @@ def submit_remote_concept(prepared: PreparedConcept, registry: "Registry", book:
         "config": dataclasses.asdict(prepared.config),
         "num_seeds": spec.num_seeds,
         "grid_steps": prepared.grid_steps,
+        "checkpoint_every": checkpoint_every,
+        "memory_bytes": prepared.memory_bytes,
+        "spec": spec.to_json() | {"pictures": "staged"},
+        "spec_sha256": prepared.spec_sha256,
     }
-    _send(record, registry.url, request, {"kind": "concept", "owner": spec.owner, "concept": spec.name})
-    return record
+    return send(record, registry.url, request, {"kind": "concept", "owner": spec.owner, "concept": spec.name})
 
 
 def submit_remote_fusion(record: RunRecord, book: RunBook, address: str, *, is_waiting: bool) -> dict[str, Any]:
@@ -46,23 +70,31 @@ def submit_remote_fusion(record: RunRecord, book: RunBook, address: str, *, is_w
     from jobs.runs import outcome_of, wait_for
 
     url = record.spec["registry"]
-    _check_reachable(url, address)
-    record = book.start(dataclasses.replace(record, address=address, submission_id=record.run_id))
+    check_reachable(url, address)
+    record = book.start(dataclasses.replace(record, address=address))
     spec = {name: value for name, value in record.spec.items() if name != "registry"}
-    _send(record, url, {"kind": "fusion", "spec": spec}, {"kind": "fusion", "owner": record.owner})
+    record = send(record, url, {"kind": "fusion", "spec": spec}, {"kind": "fusion", "owner": record.owner})
     return outcome_of(wait_for(record.run_id) if is_waiting else record)
 
 
-def _send(record: RunRecord, url: str, request: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+def send(record: RunRecord, url: str, request: Mapping[str, Any], metadata: Mapping[str, str]) -> RunRecord:
+    """Leave the request in the run's place and send the job that reads it; returns the record with the job's name."""
     place = RegistryPlaces(url)(record.run_id)
     place.delete(CANCEL)
     place.put(REQUEST, json.dumps(request, sort_keys=True).encode())
     entrypoint = shlex.join([PYTHON, "-P", "-m", "jobs.driver", record.run_id, url])
-    submit(record.address, entrypoint, record.submission_id, dict(metadata) | {"run": record.run_id})
-    RunBook().note(record.run_id, {"event": "submitted", "text": f"sent to {record.address}"})
+    submission_id = submit(record.address, entrypoint, record.run_id, dict(metadata) | {"run": record.run_id})
+    book = RunBook()
+    book.note(record.run_id, {"event": "submitted", "text": f"sent to {record.address}"})
+    return book.move(record.run_id, record.state, submission_id=submission_id)
 
 
-def _check_reachable(url: str, address: str) -> None:
+def check_reachable(url: str, address: str) -> None:
+    """Insist that a cluster can read the registry.
+
+    Raises:
+        UsageError: If the registry is a directory of this machine and the cluster is not on it.
+    """
     is_local = "://127.0.0.1" in address or "://localhost" in address
     if not url.startswith("s3://") and not is_local:
         raise UsageError(f"{url}: a cluster at {address} cannot read a directory here; use an s3:// registry")
@@ -70,6 +102,8 @@ def _check_reachable(url: str, address: str) -> None:
 
 def remote_state(book: RunBook, record: RunRecord) -> RunRecord:
     """Bring a record up to date with the job's events and status."""
+    if not record.submission_id and time.time() - record.updated_at < _SENDING_S:
+        return record
     keeper = Bookkeeper(book)
     seen = _events_seen(book, record.run_id)
     status = job_status(record.address, record.submission_id)
@@ -79,6 +113,8 @@ def remote_state(book: RunBook, record: RunRecord) -> RunRecord:
     record = book.get(record.run_id)
     if status not in ACTIVE and not record.state.is_final and record.state is not RunState.STAGED:
         delete_pictures(RegistryPlaces(record.spec["registry"])(record.run_id))
+        if book.is_cancelled(record.run_id):
+            return book.move(record.run_id, RunState.CANCELLED, error="stopped")
         reason = f"its job ended as {status.lower() or 'unknown to the cluster'}; `mos jobs retry` goes on"
         if may_follow(record.state, RunState.FAILED):
             return book.move(record.run_id, RunState.FAILED, error=reason)
@@ -94,13 +130,24 @@ def _events_seen(book: RunBook, run_id: str) -> int:
 
 
 def ask_remote_to_cancel(record: RunRecord) -> None:
-    """Leave the request to stop where the driver looks for it."""
+    """Leave the request to stop where a trainer's driver looks for it; end a driver that has no checkpoint to write."""
     RegistryPlaces(record.spec["registry"])(record.run_id).put(CANCEL, b"1")
+    if record.kind != "concept":
+        stop_job(record.address, record.submission_id)
 
 
 def fetch_fusion(record: RunRecord, out: Path) -> None:
-    """Bring a staged fusion into its folder."""
+    """Bring a staged fusion into its folder.
+
+    Raises:
+        CheckFailedError: If bytes changed on the way; nothing is written then.
+    """
     place = RegistryPlaces(record.spec["registry"])(record.run_id)
+    digests = json.loads(place.get(f"{RESULT}.json"))
+    contents = {name: place.get(f"{RESULT}/{name}") for name in digests}
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != digests[name]:
+            raise CheckFailedError(f"{record.run_id}: {name} is not what its job wrote; `mos jobs retry` fuses again")
     out.mkdir(parents=True, exist_ok=True)
-    for name in json.loads(place.get(f"{RESULT}.json")):
-        (out / Path(name).name).write_bytes(place.get(f"{RESULT}/{name}"))
+    for name, content in contents.items():
+        (out / Path(name).name).write_bytes(content)

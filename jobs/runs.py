@@ -3,10 +3,11 @@
 import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster.errors import RunCancelledError
 from cluster.places import RegistryPlaces
 from cluster.progress import Event, Terminal
 from cluster.runs import RunBook, RunRecord
@@ -16,6 +17,7 @@ from jobs.opening import open_base
 from jobs.options import DEFAULT_REGISTRY
 from jobs.specs import ConceptSpec, FusionSpec
 from jobs.train_concept import (
+    CHECKPOINT_EVERY,
     Bookkeeper,
     PreparedConcept,
     describe,
@@ -26,7 +28,7 @@ from jobs.train_concept import (
     stage,
     train_on,
 )
-from mos.errors import BadInputError, JobFailedError, TryAgainError
+from mos.errors import BadInputError, JobFailedError, MosError, TryAgainError
 
 if TYPE_CHECKING:
     from mos.facts import BaseFacts
@@ -42,10 +44,23 @@ def submit_concept(
     ray_address: str | None = None,
     is_waiting: bool = True,
     is_dry_run: bool = False,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    grant_days: int = 0,
+    publisher: str = "",
 ) -> dict[str, Any]:
     """Train and publish a concept, or say what that would take.
 
     Without an address a private Ray runs in this process, so there is nothing to wait for elsewhere.
+
+    Args:
+        spec: What to train.
+        registry_url: Where to publish it.
+        ray_address: Job server of a cluster; None trains here.
+        is_waiting: Whether to wait for the end and publish from here.
+        is_dry_run: Only say what it would take.
+        checkpoint_every: Steps between checkpoints.
+        grant_days: Let the cluster publish by itself for so many days; 0 for not at all.
+        publisher: The cluster's public key; default that of the head started here.
 
     Raises:
         MosError: Whatever is wrong with the spec, the pictures, the registry, the cluster or the training.
@@ -56,6 +71,8 @@ def submit_concept(
         raise BadInputError(
             "--no-wait needs a cluster that goes on alone; give --ray-address (`mos cluster up` starts one)"
         )
+    if grant_days and not ray_address:
+        raise BadInputError("--grant-days is for a cluster that publishes while you are away; give --ray-address")
     facts = facts_for(spec)
     prepared = prepare(spec, facts)
     if is_dry_run:
@@ -63,16 +80,25 @@ def submit_concept(
     registry = Registry.open(registry_url, create=registry_url == DEFAULT_REGISTRY)  # one's own needs no ceremony
     book = RunBook()
     known = book.find(prepared.run_id)
+    if known is not None and known.spec["registry"] != registry.url:
+        known = None  # done for another registry, which says nothing about this one
     if known is not None and known.state is RunState.DONE:
         return outcome_of(known) | {"note": "this run was done before; nothing was trained"}
     if known is not None and not known.state.is_final and _is_alive(known):
         return outcome_of(wait_for(prepared.run_id)) if is_waiting else outcome_of(known)
-    if ray_address:
-        return _submit_remote(prepared, registry, book, ray_address, is_waiting=is_waiting)
-    return outcome_of(_train_here(prepared, registry, book))
+    if not ray_address:
+        return outcome_of(_train_here(prepared, registry, book, checkpoint_every))
+    from jobs.grants import publisher_of, sign_grant
+    from jobs.remote_runs import submit_remote_concept
+
+    grant = sign_grant(prepared, registry, publisher_of(ray_address, publisher), grant_days) if grant_days else None
+    record = submit_remote_concept(
+        prepared, registry, book, ray_address, checkpoint_every=checkpoint_every, grant=grant
+    )
+    return outcome_of(wait_for(record.run_id) if is_waiting else record)
 
 
-def _train_here(prepared: PreparedConcept, registry: "Registry", book: RunBook) -> RunRecord:
+def _train_here(prepared: PreparedConcept, registry: "Registry", book: RunBook, checkpoint_every: int) -> RunRecord:
     from cluster.session import local_ray
 
     run_id, spec = prepared.run_id, prepared.spec
@@ -86,7 +112,14 @@ def _train_here(prepared: PreparedConcept, registry: "Registry", book: RunBook) 
     stage(prepared, registry.url)
     try:
         with local_ray():
-            event = train_on([prepared], registry.url, spec.base, is_cancelled=book.is_cancelled, on_event=keeper)
+            event = train_on(
+                [prepared],
+                registry.url,
+                spec.base,
+                is_cancelled=book.is_cancelled,
+                on_event=keeper,
+                checkpoint_every=checkpoint_every,
+            )
             raise_if_failed(event[run_id])
             return _publish(run_id, spec, registry, book, prepared.spec_sha256, terminal)
     except BaseException as error:
@@ -110,9 +143,20 @@ def _note_end(book: RunBook, run_id: str, error: BaseException) -> None:
     record = book.get(run_id)
     if record.state.is_final or record.state is RunState.STAGED:
         return
-    interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+    interrupted = isinstance(error, KeyboardInterrupt | SystemExit | RunCancelledError)
     state = RunState.CANCELLED if interrupted else RunState.FAILED
     book.move(run_id, state, error="interrupted" if interrupted else str(error))
+
+
+def _until_cancelled(book: RunBook, run_id: str, say: Callable[[str], None]) -> Callable[[str], None]:
+    """Write progress, and end the work between two lines of it once somebody asked for that."""
+
+    def checked(text: str) -> None:
+        if book.is_cancelled(run_id):
+            raise RunCancelledError(f"{run_id}: cancelled; `mos jobs retry {run_id}` begins again")
+        say(text)
+
+    return checked
 
 
 def facts_for(spec: ConceptSpec) -> "BaseFacts":
@@ -147,13 +191,28 @@ def known_runs(*, max_age_s: float | None) -> list[RunRecord]:
 
 def refreshed(book: RunBook, record: RunRecord) -> RunRecord:
     """A record whose state agrees with what can be known now: a driver that died did not finish."""
-    if record.state.is_final or record.state is RunState.STAGED or _is_alive(record):
+    if record.state.is_final or _is_alive(record):
+        return record
+    if record.state is RunState.STAGED and not record.spec.get("granted"):
         return record
     if record.address:
         from jobs.remote_runs import remote_state
 
         return remote_state(book, record)
-    return book.move(record.run_id, RunState.FAILED, error="its process ended; `mos jobs retry` goes on")
+    return book.move(
+        record.run_id, RunState.FAILED, error=f"its process ended{_clear(record)}; `mos jobs retry` goes on"
+    )
+
+
+def _clear(record: RunRecord) -> str:
+    """Delete the pictures a dead driver left staged; says so if that cannot be done."""
+    if record.kind != "concept" or "registry" not in record.spec:
+        return ""
+    try:
+        delete_pictures(RegistryPlaces(record.spec["registry"])(record.run_id))
+    except MosError as error:
+        return f" and left its pictures in {record.spec['registry']} ({error})"
+    return ""
 
 
 def _is_alive(record: RunRecord) -> bool:
@@ -193,7 +252,7 @@ def wait_for(run: str, *, timeout_s: float | None = None) -> RunRecord:
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
         record = refreshed(book, book.get(run_id))
-        if record.state is RunState.STAGED and not _is_alive(record):
+        if record.state is RunState.STAGED and not _is_alive(record) and not _is_published_there(record):
             return _publish_record(record, book)
         if record.state is RunState.DONE:
             return record
@@ -204,12 +263,23 @@ def wait_for(run: str, *, timeout_s: float | None = None) -> RunRecord:
         time.sleep(_POLL_S)
 
 
+def _is_published_there(record: RunRecord) -> bool:
+    """Whether the cluster is about to publish this staged run by a grant: its job is still at work."""
+    if not record.spec.get("granted"):
+        return False
+    from cluster.submission import ACTIVE, job_status
+
+    return job_status(record.address, record.submission_id) in ACTIVE
+
+
 def _publish_record(record: RunRecord, book: RunBook) -> RunRecord:
     from registry import Registry
 
     registry = Registry.open(record.spec["registry"])
     if record.kind == "fusion":
         return _take_fusion(record, registry, book)
+    if record.kind == "evaluation":
+        return book.move(record.run_id, RunState.DONE, result=f"evaluation {record.spec['digest'][:12]}", error="")
     spec = ConceptSpec.from_json(_spec_of(record))
     return _publish(record.run_id, spec, registry, book, record.spec["spec_sha256"], Terminal())
 
@@ -229,7 +299,7 @@ def _take_fusion(record: RunRecord, registry: "Registry", book: RunBook) -> RunR
 
 def _spec_of(record: RunRecord) -> dict[str, Any]:
     """The spec as it was given, without what the record adds to it."""
-    return {name: value for name, value in record.spec.items() if name not in ("registry", "spec_sha256")}
+    return {name: value for name, value in record.spec.items() if name not in ("registry", "spec_sha256", "granted")}
 
 
 def cancel_run(run: str) -> RunRecord:
@@ -263,11 +333,23 @@ def retry_run(run: str, *, is_waiting: bool = True) -> RunRecord:
     if record.state not in (RunState.CANCELLED, RunState.FAILED):
         raise BadInputError(f"{record.run_id}: {record.state.value}; only cancelled or failed runs are tried again")
     values = _spec_of(record)
-    if record.kind == "fusion":
-        submit_fusion(FusionSpec.from_json(values), record.spec["registry"], ray_address=record.address or None)
+    if record.kind == "evaluation":
+        from jobs.evaluate import prepare_evaluation
+        from jobs.remote_evaluation import from_json, submit_remote_evaluation
+
+        request = from_json(record.spec)
+        submit_remote_evaluation(request, prepare_evaluation(request), record.address, is_waiting=is_waiting)
+    elif record.kind == "fusion":
+        submit_fusion(
+            FusionSpec.from_json(values),
+            record.spec["registry"],
+            ray_address=record.address or None,
+            is_waiting=is_waiting or not record.address,
+        )
     else:
         spec = ConceptSpec.from_json(values)
-        submit_concept(spec, record.spec["registry"], ray_address=record.address or None, is_waiting=is_waiting)
+        here = is_waiting or not record.address
+        submit_concept(spec, record.spec["registry"], ray_address=record.address or None, is_waiting=here)
     return book.get(record.run_id)
 
 
@@ -284,21 +366,22 @@ def submit_fusion(
     Raises:
         MosError: Whatever is wrong with the concepts, their licences, the folder or the cluster.
     """
-    from jobs.fuse_concepts import lock_entries, resolve_all, run_fusion
+    from jobs.fuse_concepts import describe_fusion, lock_entries, resolve_all, run_fusion
     from registry import Registry
 
     registry = Registry.open(registry_url)
-    entries = lock_entries(resolve_all(registry, spec))
+    found = resolve_all(registry, spec)
+    entries = lock_entries(found)
     run_id = spec.run_id({entry["ref"]: entry["manifest_sha256"] for entry in entries})
     if is_dry_run:
-        return {"run": run_id, "concepts": entries, "out": spec.out, "resources": "2 workers with 0.5 CPU each"}
+        return describe_fusion(spec, run_id, found)
     book = RunBook()
     record = RunRecord(
         run_id=run_id,
         kind="fusion",
         owner=spec.refs[0].owner,
         subject=f"fusion of {len(entries)}",
-        spec=spec.to_json() | {"registry": registry_url},
+        spec=spec.to_json() | {"registry": registry.url},
         process_id=os.getpid(),
     )
     if ray_address:
@@ -309,17 +392,8 @@ def submit_fusion(
     book.move(run_id, RunState.RUNNING)
     terminal = Terminal()
     try:
-        outcome = run_fusion(spec, registry, say=terminal.say)
+        outcome = run_fusion(spec, registry, say=_until_cancelled(book, run_id, terminal.say))
     except BaseException as error:
         _note_end(book, run_id, error)
         raise
     return outcome_of(book.move(run_id, RunState.DONE, result=outcome.published or str(outcome.out)))
-
-
-def _submit_remote(
-    prepared: PreparedConcept, registry: "Registry", book: RunBook, address: str, *, is_waiting: bool
-) -> dict[str, Any]:
-    from jobs.remote_runs import submit_remote_concept
-
-    record = submit_remote_concept(prepared, registry, book, address)
-    return outcome_of(wait_for(record.run_id) if is_waiting else record)

@@ -22,6 +22,8 @@ def concept_spec(path: Path | None, fields: Mapping[str, Any], options: Sequence
     given = {name: value for name, value in given.items() if value is not None}
     values = dict(_loaded(path, ConceptSpec).__dict__) if path else {}
     values |= given | {"options": dict(values.get("options", {})) | parse_options(options)}
+    values["pictures"] = whole_path(values.get("pictures") or "")
+    values["base"] = whole_path(values.get("base") or "")
     missing = [name for name in ("owner", "name", "class_word", "pictures") if not values.get(name)]
     if missing:
         flags = ", ".join({"class_word": "--class"}.get(name, f"--{name}") for name in missing)
@@ -47,7 +49,7 @@ def fusion_spec(
     """
     loaded = _loaded(path, FusionSpec) if path else None
     named = tuple(concepts) or (loaded.concepts if loaded else ())
-    folder = str(out) if out else (loaded.out if loaded else "")
+    folder = str(out.absolute()) if out else (whole_path(loaded.out) if loaded else "")
     if not named or not folder:
         raise UsageError(
             "a fusion needs concepts and --out; such as mos fuse --from-registry alice/robot bob/cat --out d"
@@ -56,10 +58,15 @@ def fusion_spec(
     return replace(
         spec,
         options=dict(spec.options) | parse_options(options),
-        base=base or spec.base,
+        base=whole_path(base or spec.base),
         publish=publish or spec.publish,
         allow_unlisted=allow_unlisted or spec.allow_unlisted,
     )
+
+
+def whole_path(name: str) -> str:
+    """A file or folder of this machine by its whole path, which other processes can open; anything else as it is."""
+    return str(Path(name).expanduser().absolute()) if name and Path(name).expanduser().exists() else name
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:

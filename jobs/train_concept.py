@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from mos.facts import BaseFacts
     from mos.training import ConceptData, TrainingConfig
     from registry import Registry
+    from registry.documents import Envelope
+    from registry.keys import SigningKey
 
+
+CHECKPOINT_EVERY = 100
+"""Steps between checkpoints when nobody says otherwise."""
 
 DEFAULT_LICENCE = "cc-by-4.0"
 """Terms of a concept whose owner names none: use it and fuse it, and name the owner."""
@@ -42,6 +47,7 @@ class PreparedConcept:
         config: All training options.
         data: The pictures, with numbers for names.
         spec_sha256: Digest of everything that shapes the result.
+        memory_bytes: What its slot takes beside the base, counted from config and base.
     """
 
     spec: ConceptSpec
@@ -49,6 +55,7 @@ class PreparedConcept:
     config: "TrainingConfig"
     data: "ConceptData"
     spec_sha256: str
+    memory_bytes: int = 0
 
     @property
     def grid_steps(self) -> tuple[int, ...]:
@@ -77,6 +84,7 @@ def prepare(spec: ConceptSpec, facts: "BaseFacts") -> PreparedConcept:
     Raises:
         BadInputError: If a picture, caption, mask, preset or option cannot be used.
     """
+    from jobs.estimates import slot_memory_bytes
     from mos.training import load_concept_data
 
     config = training_config(spec, facts)
@@ -93,7 +101,12 @@ def prepare(spec: ConceptSpec, facts: "BaseFacts") -> PreparedConcept:
     data = neutral(data)
     digest = data.digest()
     return PreparedConcept(
-        spec=spec, run_id=spec.run_id(digest), config=config, data=data, spec_sha256=spec.digest(digest)
+        spec=spec,
+        run_id=spec.run_id(digest),
+        config=config,
+        data=data,
+        spec_sha256=spec.digest(digest),
+        memory_bytes=spec.num_seeds * slot_memory_bytes(config, facts),
     )
 
 
@@ -132,6 +145,7 @@ def describe(prepared: PreparedConcept, facts: "BaseFacts") -> dict[str, Any]:
         "batch_size": prepared.config.batch_size,
         "seeds": prepared.spec.num_seeds,
         "resources": str(TRAINER),
+        "memory_bytes": prepared.memory_bytes,
         "estimate": estimate_training(prepared.config, facts, num_seeds=prepared.spec.num_seeds),
     }
 
@@ -148,10 +162,26 @@ def record_of(prepared: PreparedConcept, registry_url: str, **fields: Any) -> Ru
     )
 
 
-def publish_staged(prepared_run: str, spec: ConceptSpec, registry: "Registry", spec_sha256: str) -> TrainedConcept:
-    """Verify a staged artifact on the owner's side, sign and publish it, and drop the staged pictures.
+def publish_staged(
+    prepared_run: str,
+    spec: ConceptSpec,
+    registry: "Registry",
+    spec_sha256: str,
+    *,
+    key: "SigningKey | None" = None,
+    grant: "Envelope | None" = None,
+) -> TrainedConcept:
+    """Verify a staged artifact, sign and publish it, and drop the staged pictures.
 
     Run again it finds the version it made. Nothing is visible before the manifest is.
+
+    Args:
+        prepared_run: The run.
+        spec: What it was to make.
+        registry: Where it is published.
+        spec_sha256: Digest of what was submitted.
+        key: Signs; default the owner's, from this machine.
+        grant: The owner's permission, when the key is a cluster's.
 
     Raises:
         TryAgainError: If nothing is staged yet.
@@ -162,13 +192,15 @@ def publish_staged(prepared_run: str, spec: ConceptSpec, registry: "Registry", s
 
     place = RegistryPlaces(registry.url)(prepared_run)
     artifact, report = read_staged(place)
-    key = registry.new_owner(spec.owner) if registry.may_index else registry.home.owner_key(spec.owner)
+    if key is None:
+        key = registry.new_owner(spec.owner) if registry.may_index else registry.home.owner_key(spec.owner)
+    licence = spec.licence or DEFAULT_LICENCE
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{spec.name}.safetensors"
         path.write_bytes(artifact)
         details = Details(title=spec.title, spec_sha256=spec_sha256)
         ref = registry.publish(
-            path, spec.ref, key=key, run_id=prepared_run, details=details, licence=spec.licence or DEFAULT_LICENCE
+            path, spec.ref, key=key, run_id=prepared_run, details=details, licence=licence, grant=grant
         )
     count_publication(spec.owner)
     delete_pictures(place)
@@ -209,6 +241,7 @@ class Bookkeeper:
         "cancelled": RunState.CANCELLED,
         "staged": RunState.STAGED,
         "failed": RunState.FAILED,
+        "published": RunState.DONE,
     }
 
     def __init__(self, book: RunBook, also: Callable[[str, Event], None] = lambda *_: None) -> None:
@@ -223,6 +256,7 @@ class Bookkeeper:
         if state is not None:
             changes: dict[str, Any] = {"error": str(event["error"])} if "error" in event else {}
             changes |= {"attempts": event["attempt"]} if "attempt" in event else {}
+            changes |= {"result": str(event["ref"]), "error": ""} if state is RunState.DONE else {}
             self._book.move(run_id, state, **changes)
         self._also(run_id, dict(event) | subject)
 
@@ -235,7 +269,7 @@ def train_on(
     is_cancelled: Callable[[str], bool],
     on_event: Callable[[str, Event], None],
     slots_per_worker: int = 1,
-    checkpoint_every: int = 100,
+    checkpoint_every: int = CHECKPOINT_EVERY,
     report_every: int = 10,
 ) -> Mapping[str, Event]:
     """Train prepared, staged concepts on the connected Ray; returns each run's last event."""
@@ -252,6 +286,7 @@ def train_on(
             report_every=report_every,
             num_seeds=item.spec.num_seeds,
             grid_steps=item.grid_steps,
+            memory_bytes=item.memory_bytes,
         )
         for item in prepared
     ]

@@ -20,19 +20,41 @@ def command() -> None:
 @command.command()
 @click.option("--cpus", type=click.IntRange(1), help="Logical CPUs to offer. Default: this machine's, at least 2.")
 @click.option("--gpus", type=click.IntRange(0), help="GPUs to offer. Default: those Ray finds.")
+@click.option("--trainers", type=click.IntRange(1), help="Trainers at once. Default: one a GPU, or what CPUs allow.")
+@click.option(
+    "--slots-per-trainer", type=click.IntRange(1), help="Concepts on one shared base. Default: 8 on a GPU, else 1."
+)
+@click.option("--slots-per-owner", type=click.IntRange(1), help="Concepts one owner may train at once. Default: any.")
 @json_option
-def up(cpus: int | None, gpus: int | None, as_json: bool) -> None:
+def up(
+    cpus: int | None,
+    gpus: int | None,
+    trainers: int | None,
+    slots_per_trainer: int | None,
+    slots_per_owner: int | None,
+    as_json: bool,
+) -> None:
     """Start a head with dashboard, job server and token."""
-    from cluster.head import start_head
+    from cluster.head import publisher_key_path, start_head
+    from registry.keys import SigningKey
 
     click.echo("starting a Ray head (about ten seconds) ...", err=True)
-    head = start_head(num_cpus=cpus, num_gpus=gpus)
+    limits = {
+        "MOS_MAX_TRAINERS": trainers,
+        "MOS_SLOTS_PER_TRAINER": slots_per_trainer,
+        "MOS_SLOTS_PER_OWNER": slots_per_owner,
+    }
+    settings = {name: str(value) for name, value in limits.items() if value is not None}
+    head = start_head(num_cpus=cpus, num_gpus=gpus, settings=settings)
+    publisher = SigningKey.read(publisher_key_path()).public.text
     if as_json:
-        print_json({"ray_address": head.dashboard_url, "gcs_address": head.address, "metrics_port": head.metrics_port})
+        addresses = {"ray_address": head.dashboard_url, "gcs_address": head.address}
+        print_json(addresses | {"metrics_port": head.metrics_port, "publisher": publisher})
         return
     click.echo(f"dashboard and --ray-address  {head.dashboard_url}")
     click.echo(f"token                        {head.token_path} (the dashboard asks for it)")
     click.echo(f"metrics for Prometheus       127.0.0.1:{head.metrics_port}")
+    click.echo(f"publishes for absent owners  {publisher}")
 
 
 @command.command()

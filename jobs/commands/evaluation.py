@@ -131,7 +131,9 @@ def sign(
 @click.option("--references", multiple=True, metavar="CONCEPT=DIR", help="Pictures to measure likeness against.")
 @click.option("--identity", "identities", multiple=True, metavar="CONCEPT=CLASS:SEED", help="Who it is (small world).")
 @click.option("--scorer", default=None, metavar="PATH", help="A transformers CLIPModel; default the small world's.")
-@click.option("--ray-address", metavar="HOST:PORT", default=None, help="A Ray to run on; default a private one.")
+@click.option("--ray-address", metavar="URL", envvar="MOS_RAY_ADDRESS", help="Job server of a cluster.")
+@click.option("--wait/--no-wait", "is_waiting", default=True, help="Wait for the result (of a cluster).")
+@click.option("--dry-run", is_flag=True, help="Check everything, print what it would take, do nothing.")
 @click.option("--no-ray", is_flag=True, help="Draw and score in this one process, for small evaluations.")
 @click.option("--allow-unlisted", is_flag=True, help="Also evaluate what the catalogue does not list.")
 @base_option
@@ -148,6 +150,8 @@ def submit_evaluation(
     identities: tuple[str, ...],
     scorer: str | None,
     ray_address: str | None,
+    is_waiting: bool,
+    dry_run: bool,
     no_ray: bool,
     allow_unlisted: bool,
     base: str | None,
@@ -162,24 +166,38 @@ def submit_evaluation(
       mos submit evaluation fused/ --base ./sd15 --suite object \\
           --scorer ./clip --references alice/vase=photos/ --full
     """
-    from jobs.evaluate import EvaluationRequest, prepare_evaluation, run_here
+    from jobs.evaluate import EvaluationRequest, describe_evaluation, prepare_evaluation, run_here
+    from jobs.submission import whole_path
     from mos.evaluation.prompts import FULL_SEEDS
 
     request = EvaluationRequest(
         models=models,
         suite=suite,
-        registry_url=registry_url,
+        registry_url=whole_path(registry_url),
         num_seeds=FULL_SEEDS if full else num_seeds,
         num_inference_steps=steps,
         guidance_scale=guidance,
         references={concept: Path(folder) for concept, folder in _pairs(references, "--references").items()},
         identities=_pairs(identities, "--identity"),
-        base=base,
-        scorer=scorer,
+        base=whole_path(base) if base else None,
+        scorer=whole_path(scorer) if scorer else None,
         allow_unlisted=allow_unlisted,
     )
     job = prepare_evaluation(request)
-    outcome = run_here(job, ray_address=ray_address, on_block=_say, use_ray=not no_ray)
+    if dry_run:
+        plan = describe_evaluation(job)
+        print_json(plan) if as_json else click.echo("\n".join(f"{name:<18} {value}" for name, value in plan.items()))
+        return
+    if ray_address and not no_ray:
+        from jobs.remote_evaluation import submit_remote_evaluation
+
+        sent = submit_remote_evaluation(request, job, ray_address, is_waiting=is_waiting)
+        if as_json:
+            print_json(sent)
+        else:
+            click.echo("\n".join(f"{name:<18} {value}" for name, value in sent.items()))
+        return
+    outcome = run_here(job, ray_address=None, on_block=_say, use_ray=not no_ray)
     if as_json:
         print_json(vars(outcome))
     else:

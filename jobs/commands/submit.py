@@ -47,6 +47,9 @@ def command() -> None:
 )
 @click.option("--title", default=None, help="One line for people.")
 @click.option("--licence", default=None, help="Terms of the published concept.")
+@click.option("--checkpoint-every", type=click.IntRange(1), default=100, show_default=True, help="Steps between.")
+@click.option("--grant-days", type=click.IntRange(1), help="Let the cluster publish while you are away, for so long.")
+@click.option("--publisher", default="", metavar="KEY", help="With --grant-days: the cluster's public key.")
 @base_option
 @registry_option
 @ray_address_option
@@ -64,6 +67,9 @@ def concept(
     keep: str,
     grids: Path | None,
     grid_steps: tuple[int, ...],
+    checkpoint_every: int,
+    grant_days: int | None,
+    publisher: str,
     **fields: Any,
 ) -> None:
     """Train a concept from a folder of pictures and publish it.
@@ -82,7 +88,16 @@ def concept(
     del keep  # the best one is the only one that can be kept; the option says so
     wanted = {"grid_steps": grid_steps or (0,)} if grids or grid_steps else {}
     spec = concept_spec(spec_path, fields | wanted, options)
-    outcome = submit_concept(spec, registry_url, ray_address=ray_address, is_waiting=is_waiting, is_dry_run=dry_run)
+    outcome = submit_concept(
+        spec,
+        registry_url,
+        ray_address=ray_address,
+        is_waiting=is_waiting,
+        is_dry_run=dry_run,
+        checkpoint_every=checkpoint_every,
+        grant_days=grant_days or 0,
+        publisher=publisher,
+    )
     if grids and is_waiting and not dry_run:
         outcome["grids"] = [str(path) for path in fetch_grids(outcome["run"], registry_url, grids)]
     if as_json:

@@ -17,7 +17,7 @@ from mos.training.slotted import bank_shapes, initial_lora, slotted
 GROUPS = ("embedding", "text_encoder", "unet")
 """Parameter groups, each with its own learning rate."""
 
-_SHARED = (
+SHARED_OPTIONS = (
     "rank", "tuned", "num_words", "layerwise", "batch_size", "accumulation", "precision",
     "gradient_checkpointing", "compile", "attention_regulariser",
 )  # fmt: skip
@@ -56,7 +56,7 @@ class ConceptParameters:
 
     def fits(self, config: TrainingConfig) -> bool:
         """Say whether a concept with these options can share the step."""
-        return all(getattr(config, name) == getattr(self.config, name) for name in _SHARED)
+        return all(getattr(config, name) == getattr(self.config, name) for name in SHARED_OPTIONS)
 
     def start(self, class_word: str, sigma: float, seed: int) -> None:
         """Add a concept at its beginning.

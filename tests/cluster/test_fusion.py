@@ -2,13 +2,11 @@
 
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks.random_concepts import random_concept
 from cluster.failure import RetryPolicy
 from cluster.fusion import FusionWorker, RayFusionExecutor
 from cluster.pool import Call, PoolOptions, WorkerPool
@@ -16,18 +14,11 @@ from cluster.session import Session
 from cluster.timeline import WorkInterval, num_processes
 from mos.base_model import BaseModel, load_base
 from mos.errors import BadInputError
-from mos.fusion import FusedModel, FusionConfig, FusionSource, StageRule, fuse, write_fused
+from mos.fusion import FusedModel, FusionSource, fuse, write_fused
 from tests.bases import saved_random_base
+from tests.cluster.work import FUSION, fusion_sources
 
-CONFIG = FusionConfig(
-    text_encoder=StageRule(steps=20, generic_weight=0.03, ridge=1e-3),
-    cross_attention=StageRule(steps=20, generic_weight=0.03, ridge=1e-3),
-    spatial=StageRule(steps=10, ridge=1e-3),
-    generic_prompts=("", "a photo"),
-    drift_prompts=("a boat",),
-    latent_seeds=(0,),
-    sampling_steps=2,
-)
+CONFIG = FUSION
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +33,7 @@ def base(base_path: Path) -> BaseModel:
 
 @pytest.fixture(scope="module")
 def sources(base: BaseModel) -> list[FusionSource]:
-    return [random_concept(base, f"{owner}/thing", seed) for seed, owner in enumerate(("alice", "bob", "carol"))]
+    return fusion_sources(base, "alice", "bob", "carol")
 
 
 def written(model: FusedModel, folder: Path) -> bytes:
@@ -78,22 +69,34 @@ def test_a_fusion_on_two_actors_one_killed_midway_gives_the_bits_of_one_process(
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writ")
-@pytest.mark.parametrize("delay_s", [0.5, 2.0, 6.0])
+@pytest.mark.parametrize("stage", ["text-encoder", "cross-attention", "spatial"])
+@pytest.mark.parametrize("role", ["recorder", "solver"])
 def test_a_fusion_worker_killed_inside_a_stage_changes_nothing(
     ray_session: Session,
     base: BaseModel,
     base_path: Path,
     sources: list[FusionSource],
     tmp_path: Path,
-    delay_s: float,
+    stage: str,
+    role: str,
 ) -> None:
+    """When one worker has done the first piece of a stage, the other, which is at its own, is killed."""
     serial = fuse(base, sources, CONFIG)
-    with RayFusionExecutor(str(base_path), CONFIG, options()) as executor:
-        victim = executor.pool.process_ids()[1]
-        timer = threading.Timer(delay_s, os.kill, (victim, signal.SIGKILL))
-        timer.start()
+    retries: list[str] = []
+    killed: list[int] = []
+
+    def kill_the_other(interval: WorkInterval) -> None:
+        if not killed and interval.role == role and interval.label.startswith(stage):
+            others = [process_id for process_id in executor.pool.process_ids() if process_id != interval.process_id]
+            killed.append(others[0])
+            os.kill(others[0], signal.SIGKILL)
+
+    with RayFusionExecutor(
+        str(base_path), CONFIG, options(), on_interval=kill_the_other, on_retry=retries.append
+    ) as executor:
         parallel = fuse(base, sources, CONFIG, executor=executor)
-        timer.join()
+    assert killed
+    assert retries
     assert written(parallel, tmp_path / "parallel") == written(serial, tmp_path / "serial")
 
 

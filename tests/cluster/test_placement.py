@@ -3,7 +3,14 @@
 import pytest
 
 from cluster.errors import UnsatisfiableError
-from cluster.placement import TRAINER, Resources, check_satisfiable, gpu_trainer
+from cluster.placement import (
+    GROWS_VARIABLE,
+    TRAINER,
+    Resources,
+    check_satisfiable,
+    gpu_trainer,
+    pending_timeout_s,
+)
 
 LAPTOP = {"CPU": 2.0, "memory": 8.0 * 2**30}
 GPU_NODE = {"CPU": 16.0, "GPU": 2.0, "memory": 100.0 * 2**30}
@@ -24,6 +31,13 @@ def test_what_no_node_has_is_refused_with_what_is_asked_and_what_there_is() -> N
     message = str(caught.value)
     assert "1 CPU + 4 GPU" in message
     assert "2 nodes with 16 CPU + 2 GPU + 100.0 GiB, 2 CPU + 0 GPU + 8.0 GiB" in message
+
+
+def test_a_cluster_that_grows_is_asked_for_what_it_does_not_have_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert pending_timeout_s() == 300
+    monkeypatch.setenv(GROWS_VARIABLE, "1")
+    check_satisfiable("trainer", gpu_trainer(1), [LAPTOP])
+    assert pending_timeout_s() == 1800
 
 
 def test_two_nodes_with_half_each_do_not_add_up() -> None:

@@ -1,30 +1,31 @@
 """Training by actors: the same artifacts as the plain loop, whatever happens to the workers."""
 
 import dataclasses
+import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from cluster.checkpoint import RunPlace
 from cluster.failure import RetryPolicy
 from cluster.places import RegistryPlaces
 from cluster.progress import Event, event_line
 from cluster.session import Session
 from cluster.slots import Limits
-from cluster.staging import neutral, read_staged, stage_pictures
+from cluster.staging import neutral, read_staged
 from cluster.supervisor import PoolConfig, Supervisor
 from cluster.timeline import WorkInterval, most_at_once
-from cluster.trainer import OpenPlace, TrainerWorker, TrainingRequest
+from cluster.trainer import OpenPlace, TrainerWorker
 from mos.artifact import artifact_bytes
 from mos.base_model import load_base
-from mos.concept import ConceptRef
-from mos.training import TrainingConfig, train_concept
+from mos.training import TrainingConfig
 from mos.training.contest import train_seeds
 from tests.bases import saved_random_base
 from tests.cluster.kills import KillingPlaces
-from tests.mos.training.concepts import FAST, made_up_concept
-
-OWNERS = {"alice": "robot", "bob": "cat"}
+from tests.cluster.work import OWNERS, TRAINING, concept_request, undisturbed_artifact
+from tests.mos.training.concepts import made_up_concept
 
 
 @pytest.fixture(scope="module")
@@ -34,17 +35,14 @@ def base_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config() -> TrainingConfig:
-    return FAST.with_options(steps=12)
+    return TRAINING
 
 
 @pytest.fixture(scope="module")
 def undisturbed(base_path: Path, config: TrainingConfig) -> dict[str, bytes]:
     """What the plain loop makes of each owner's concept."""
     base = load_base(base_path)
-    return {
-        owner: b"".join(artifact_bytes(train_concept(base, neutral(made_up_concept(name)), config)))
-        for owner, name in OWNERS.items()
-    }
+    return {owner: undisturbed_artifact(base, owner, config) for owner in OWNERS}
 
 
 class Watch:
@@ -60,14 +58,6 @@ class Watch:
         return [event for _, event in self.events if event["event"] == kind]
 
 
-def request(owner: str, config: TrainingConfig, url: str) -> TrainingRequest:
-    run_id = f"concept-{owner}"
-    stage_pictures(RegistryPlaces(url)(run_id), made_up_concept(OWNERS[owner]))
-    return TrainingRequest(
-        run_id=run_id, ref=ConceptRef(owner, OWNERS[owner]), config=config, checkpoint_every=3, report_every=2
-    )
-
-
 def pool(open_place: OpenPlace, watch: Watch, *, workers: int = 1, slots: int = 1, **more: object) -> Supervisor:
     settings = PoolConfig(
         limits=Limits(max_workers=workers, slots_per_worker=slots),
@@ -77,13 +67,33 @@ def pool(open_place: OpenPlace, watch: Watch, *, workers: int = 1, slots: int = 
     return Supervisor(open_place, settings, on_event=watch, **more)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class MeetingPlaces:
+    """Opens a run's place on a worker only once every run is being opened: so all train at once."""
+
+    url: str
+    folder: Path
+    number: int
+    driver: int
+
+    def __call__(self, run_id: str) -> RunPlace:
+        if os.getpid() != self.driver:
+            (self.folder / run_id).touch()
+            deadline = time.monotonic() + 200
+            while len(list(self.folder.iterdir())) < self.number and time.monotonic() < deadline:
+                time.sleep(0.05)
+        return RegistryPlaces(self.url)(run_id)
+
+
 def test_two_actors_at_once_make_what_the_plain_loop_makes(
     ray_session: Session, base_path: Path, config: TrainingConfig, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    url, watch = str(tmp_path), Watch()
-    supervisor = pool(RegistryPlaces(url), watch, workers=2)
+    url, watch = str(tmp_path / "registry"), Watch()
+    (tmp_path / "registry").mkdir()
+    (tmp_path / "met").mkdir()
+    supervisor = pool(MeetingPlaces(url, tmp_path / "met", len(OWNERS), os.getpid()), watch, workers=2)
     for owner in OWNERS:
-        supervisor.enqueue(request(owner, config, url), str(base_path))
+        supervisor.enqueue(concept_request(owner, url, config), str(base_path))
     outcomes = supervisor.run()
     assert [event["event"] for event in outcomes.values()] == ["staged", "staged"], outcomes
     for owner, expected in undisturbed.items():
@@ -105,7 +115,7 @@ def check_kill(
     kind, number, is_after = kill
     places = KillingPlaces(url, kind, number, is_after, tmp_path / "killed")
     supervisor = pool(places, watch)
-    supervisor.enqueue(request("alice", config, url), str(base_path))
+    supervisor.enqueue(concept_request("alice", url, config), str(base_path))
     outcomes = supervisor.run()
     assert (tmp_path / "killed").exists()
     assert outcomes["concept-alice"]["event"] == "staged"
@@ -161,7 +171,7 @@ def test_cancelling_writes_a_checkpoint_and_the_next_submission_goes_on_from_it(
 
     long = config.with_options(steps=4000)
     supervisor = pool(RegistryPlaces(url), watch, is_cancelled=is_cancelled)
-    supervisor.enqueue(request("alice", long, url), str(base_path))
+    supervisor.enqueue(concept_request("alice", url, long), str(base_path))
     outcome = supervisor.run()["concept-alice"]
     step_s = watch.of("step")[-1]["step_s"]
     assert outcome["event"] == "cancelled"
@@ -169,7 +179,7 @@ def test_cancelling_writes_a_checkpoint_and_the_next_submission_goes_on_from_it(
     assert outcome["at"] - watch.of("cancelling")[0].get("at", outcome["at"]) <= step_s + 2.0
     assert time.monotonic() - seen_at[0] <= step_s + 2.0
     again = pool(RegistryPlaces(url), watch, is_cancelled=lambda _: len(watch.of("started")) > 1)
-    again.enqueue(request("alice", long, url), str(base_path))
+    again.enqueue(concept_request("alice", url, long), str(base_path))
     again.run()
     assert watch.of("started")[-1]["step"] == outcome["step"]
 
@@ -178,12 +188,12 @@ def test_a_run_whose_own_data_is_wrong_fails_once_and_the_others_go_on(
     ray_session: Session, base_path: Path, config: TrainingConfig, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     url, watch = str(tmp_path), Watch()
-    wrong = request("bob", config, url)
+    wrong = concept_request("bob", url, config)
     place = RegistryPlaces(url)("concept-bob")
     place.put("pictures/000.png", b"not what was sent")
     supervisor = pool(RegistryPlaces(url), watch, slots=2)
     supervisor.enqueue(wrong, str(base_path))
-    supervisor.enqueue(request("alice", config, url), str(base_path))
+    supervisor.enqueue(concept_request("alice", url, config), str(base_path))
     outcomes = supervisor.run()
     assert (outcomes["concept-bob"]["event"], outcomes["concept-bob"]["exit_code"]) == ("failed", 7)
     assert "bytes changed on the way" in outcomes["concept-bob"]["error"]
@@ -196,7 +206,7 @@ def test_of_several_seeds_the_best_is_staged_with_its_grids_and_its_advice(
     base_path: Path, config: TrainingConfig, tmp_path: Path
 ) -> None:
     url = str(tmp_path)
-    order = dataclasses.replace(request("alice", config, url), num_seeds=2, grid_steps=(3, config.steps))
+    order = dataclasses.replace(concept_request("alice", url, config), num_seeds=2, grid_steps=(3, config.steps))
     worker = TrainerWorker(name="here", base=str(base_path), open_place=RegistryPlaces(url))
     worker.admit(order, 1)
     worker.close()
@@ -218,3 +228,20 @@ def test_of_several_seeds_the_best_is_staged_with_its_grids_and_its_advice(
     assert len(set(drawn)) == 2
     assert f"kept seed {best.seed} of 2" in event_line(staged)
     assert best.share.warning in event_line(staged)
+
+
+@pytest.mark.slow
+def test_what_no_trainer_can_hold_is_refused_with_both_numbers_and_a_missing_base_by_name(
+    ray_session: Session, base_path: Path, tmp_path: Path
+) -> None:
+    url, watch = str(tmp_path), Watch()
+    supervisor = pool(RegistryPlaces(url), watch)
+    supervisor.enqueue(dataclasses.replace(concept_request("alice", url), memory_bytes=2**50), str(base_path))
+    supervisor.enqueue(concept_request("bob", url), str(tmp_path / "no-such-base"))
+    outcomes = supervisor.run()
+    assert [event["event"] for event in outcomes.values()] == ["failed", "failed"]
+    assert "1048576.00 GiB" in outcomes["concept-alice"]["error"]
+    assert "ask for a smaller batch" in outcomes["concept-alice"]["error"]
+    assert "no-such-base" in outcomes["concept-bob"]["error"]
+    assert outcomes["concept-bob"]["exit_code"] == 4
+    assert not watch.of("retrying")

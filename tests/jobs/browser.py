@@ -1,5 +1,6 @@
 """A headless Chromium over its debugging pipe: opens a page and answers questions about it."""
 
+import base64
 import json
 import os
 import shutil
@@ -60,6 +61,19 @@ class Browser:
         """Open a file and wait until it and its pictures are loaded."""
         self._call("Page.navigate", url=path.resolve().as_uri())
         self._wait_for("Page.loadEventFired")
+
+    def visit(self, url: str, *, cookies: dict[str, str] | None = None) -> None:
+        """Open a page of a server, known there by the given cookies."""
+        for name, value in (cookies or {}).items():
+            self._call("Network.setCookie", url=url, name=name, value=value)
+        self._call("Page.navigate", url=url)
+        self._wait_for("Page.loadEventFired")
+
+    def picture(self, path: Path, *, width: int, height: int) -> None:
+        """Save what the page shows in a window of this size as PNG."""
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        answer = self._call("Page.captureScreenshot", format="png")
+        path.write_bytes(base64.b64decode(answer["data"]))
 
     def ask(self, expression: str) -> Any:
         """The value of a JavaScript expression on the page."""

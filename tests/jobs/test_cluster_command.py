@@ -1,87 +1,217 @@
-"""`mos cluster` and submission to it: the whole way of a run whose driver works elsewhere."""
+"""`mos cluster` and everything that can be sent to it: the same results as here, seen, stopped and taken up again."""
 
-import json
-import os
+import hashlib
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from cluster.places import RegistryPlaces
+from mos.artifact import artifact_bytes
+from mos.base_model import load_base
 from tests.bases import saved_random_base
+from tests.jobs.commands import Mos, wait_until
+from tests.mos.evaluation.conftest import write_scorer
 from tests.mos.training.concepts import made_up_concept
 
-ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
+SUITE = """
+name = "two"
+text_prefix = "a photo of "
+generic = ["a dog"]
+[families]
+place = ["a <TOK> on the beach"]
+"""
 
-class Mos:
-    """The command line in a home of its own."""
 
-    def __init__(self, home: Path) -> None:
-        self.environment = os.environ | {"MOS_HOME": str(home), "PYTHONPATH": str(ROOT)}
-        self.environment["PATH"] = f"{Path(sys.executable).parent}:{self.environment['PATH']}"
+@dataclass(frozen=True)
+class Cluster:
+    """A head with one trainer of two slots, a registry, a base and pictures; concepts are sent with `concept`."""
 
-    def __call__(self, *words: str | Path, code: int = 0) -> str:
-        command = [sys.executable, "-m", "jobs.cli", *map(str, words)]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        assert done.returncode == code, (words, done.returncode, done.stdout, done.stderr)
-        return done.stdout
+    mos: Mos
+    address: str
+    publisher: str
+    folder: Path
 
-    def data(self, *words: str | Path) -> dict[str, object]:
-        return dict(json.loads(self(*words, "--json")))
+    @property
+    def registry(self) -> Path:
+        return self.folder / "registry"
+
+    def concept(self, owner: str, name: str, *more: str, steps: int = 8, remote: bool = True) -> tuple[str | Path, ...]:
+        words = ("submit", "concept", "--owner", owner, "--name", name, "--class", "cat")
+        place = ("--pictures", self.folder / "photos", "--base", self.folder / "base", "--registry", self.registry)
+        return (*words, *place, "-o", f"steps={steps}", *(("--ray-address", self.address) if remote else ()), *more)
+
+    def weights(self, ref: str) -> str:
+        shown = self.mos.data("concept", "show", ref, "--registry", self.registry)
+        return str(next(file["sha256"] for file in shown["files"] if file["role"] == "weights"))
+
+    def trained_here(self, owner: str, name: str, steps: int) -> str:
+        """Digest of what the plain loop makes of the same spec and pictures."""
+        from jobs.specs import ConceptSpec
+        from jobs.train_concept import prepare
+        from mos.training import train_concept
+
+        base = load_base(self.folder / "base")
+        spec = ConceptSpec(
+            owner=owner,
+            name=name,
+            class_word="cat",
+            pictures=str(self.folder / "photos"),
+            base=str(self.folder / "base"),
+            options={"steps": steps},
+        )
+        prepared = prepare(spec, base.facts)
+        trained = train_concept(base, prepared.data, prepared.config)
+        return hashlib.sha256(b"".join(artifact_bytes(trained))).hexdigest()
 
 
 @pytest.fixture(scope="module")
-def mos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mos]:
-    mos = Mos(tmp_path_factory.mktemp("home"))
-    yield mos
-    subprocess.run([sys.executable, "-m", "jobs.cli", "cluster", "down"], env=mos.environment, check=False)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from PIL import Image
-
-    folder = tmp_path_factory.mktemp("photos")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("cluster")
+    saved_random_base(folder / "base")
+    write_scorer(folder / "scorer")
+    (folder / "suite.toml").write_text(SUITE)
+    (folder / "photos").mkdir()
     for picture in made_up_concept("thing").pictures:
-        Image.fromarray(picture.pixels).save(folder / f"{picture.name}.png")
-    return folder
+        Image.fromarray(picture.pixels).save(folder / "photos" / f"{picture.name}.png")
+    mos = Mos(folder / "home")
+    mos("registry", "init", folder / "registry")
+    head = mos.data("cluster", "up", "--cpus", "2", "--trainers", "1", "--slots-per-trainer", "2")
+    yield Cluster(mos, str(head["ray_address"]), str(head["publisher"]), folder)
+    subprocess.run(mos._command(("cluster", "down")), env=mos.environment, check=False, capture_output=True)
+    assert mos.left_behind() == []
 
 
-def test_a_cluster_trains_what_a_private_ray_trains_and_its_owner_publishes_it(
-    mos: Mos, photos: Path, tmp_path: Path
-) -> None:
-    base = saved_random_base(tmp_path / "base")
-    common = ("--class", "cat", "--pictures", photos, "--base", base, "-o", "steps=8", "--owner", "alice")
-    registry = ("--registry", tmp_path / "registry")
-    mos("registry", "init", tmp_path / "registry")
-    here = mos.data("submit", "concept", "--name", "here", *common, *registry)
-    assert here["state"] == "done"
-
-    head = mos.data("cluster", "up")
-    address = str(head["ray_address"])
-    assert address.startswith("http://127.0.0.1:")
+def test_a_concept_trained_there_is_what_is_trained_here_and_its_owner_publishes_it(cluster: Cluster) -> None:
+    mos = cluster.mos
+    assert cluster.address.startswith("http://127.0.0.1:")
     mos("cluster", "up", code=5)
     assert mos.data("cluster", "status")["running"] is True
-
-    words = ("submit", "concept", "--name", "there", *common, *registry, "--ray-address", address)
-    sent = mos.data(*words, "--no-wait")
+    sent = mos.data(*cluster.concept("alice", "there", "--no-wait"))
     assert sent["state"] in ("queued", "running")
-    done = mos.data("jobs", "wait", str(sent["run"]))
-    assert done["result"] == "alice/there@1"
-    again = mos.data(*words)
-    assert again["result"] == "alice/there@1"
+    run = str(sent["run"])
+    followed = mos("jobs", "logs", "-f", run)  # ends by itself when the run is staged
+    assert "training on process" in followed
+    assert "is staged" in followed
+    assert mos.data("jobs", "wait", run)["result"] == "alice/there@1"
+    assert cluster.weights("alice/there") == cluster.trained_here("alice", "there", 8)
+    again = mos.data(*cluster.concept("alice", "there"))
+    assert (again["run"], again["result"]) == (run, "alice/there@1")
     assert "nothing was trained" in str(again["note"])
+    assert list(RegistryPlaces(str(cluster.registry))(run).names("pictures")) == []
 
-    place = RegistryPlaces(str(tmp_path / "registry"))(str(sent["run"]))
-    assert list(place.names("pictures")) == []
-    lines = mos("jobs", "logs", str(sent["run"])).splitlines()
-    assert any("training on process" in line for line in lines)
 
-    mos("cluster", "down")
-    assert mos.data("cluster", "status")["running"] is False
-    mos("cluster", "down", code=4)
-    assert mos.data("concept", "show", "alice/there", *registry)
+def test_a_cancelled_run_writes_its_checkpoint_and_goes_on_from_it(cluster: Cluster) -> None:
+    mos, steps = cluster.mos, 150
+    run = str(mos.data(*cluster.concept("alice", "long", "--no-wait", steps=steps))["run"])
+    wait_until(lambda: "step" in kinds(mos.data("jobs", "ls") and mos.events(run)), "a step")
+    mos("jobs", "cancel", run)
+    asked_at = time.time()
+    mos("jobs", "wait", run, code=9)
+    (cancelled,) = [event for event in mos.events(run) if event["event"] == "cancelled"]
+    assert 0 < cancelled["step"] < steps
+    assert cancelled["at"] - asked_at < mos.events(run)[-1].get("step_s", 0.5) + 10
+    assert kinds(mos.events(run))[-2:] == ["checkpoint", "cancelled"]
+    done = mos.data("jobs", "retry", run)
+    assert (done["state"], done["result"]) == ("done", "alice/long@1")
+    assert [event["step"] for event in mos.events(run) if event["event"] == "started"] == [0, cancelled["step"]]
+    assert cluster.weights("alice/long") == cluster.trained_here("alice", "long", steps)
+
+
+def test_two_owners_share_one_trainer_which_ends_when_both_are_done(cluster: Cluster) -> None:
+    mos = cluster.mos
+    bob = mos.data(*cluster.concept("bob", "robot", "--no-wait", steps=500))
+    wait_until(lambda: "started" in kinds(mos.data("jobs", "ls") and mos.events(bob["run"])), "bob's training")
+    runs = [str(bob["run"]), str(mos.data(*cluster.concept("carol", "robot", "--no-wait", steps=30))["run"])]
+    for run, who in zip(runs, ("bob", "carol"), strict=True):
+        assert mos.data("jobs", "wait", run)["result"] == f"{who}/robot@1"
+    started = [next(event for event in mos.events(run) if event["event"] == "started") for run in runs]
+    ended = [next(event for event in mos.events(run) if event["event"] == "staged") for run in runs]
+    assert started[0]["pid"] == started[1]["pid"]
+    assert started[1]["at"] < ended[0]["at"], "they trained one after the other"
+    resources = mos.data("cluster", "status")["resources"]
+    free, total = resources["CPU"]
+    assert free == total
+
+
+def test_the_cluster_publishes_for_an_owner_who_is_away(cluster: Cluster) -> None:
+    mos = cluster.mos
+    run = str(mos.data(*cluster.concept("dave", "mug", "--no-wait", "--grant-days", "1"))["run"])
+    key = mos.home / "keys" / "owners" / "dave.key"
+    key.rename(key.with_suffix(".away"))
+    place = cluster.registry / "users" / "dave" / "m" / "mug" / "000001.json"
+    wait_until(place.exists, "dave/mug is published")
+    done = mos.data("jobs", "wait", run)
+    assert (done["state"], done["result"]) == ("done", "dave/mug@1")
+    shown = mos.data("concept", "show", "dave/mug", "--registry", cluster.registry)
+    assert shown["state"] == "listed"
+    assert list(RegistryPlaces(str(cluster.registry))(run).names("pictures")) == []
+
+
+def test_a_fusion_and_an_evaluation_there_give_what_they_give_here(cluster: Cluster, tmp_path: Path) -> None:
+    mos = cluster.mos
+    base = ("--base", cluster.folder / "base", "--registry", cluster.registry)
+    options = ("-o", "sampling_steps=2", "-o", "latent_seeds=[0]", "-o", "solver=exact")
+    fusion = ("submit", "fusion", "alice/there", "bob/robot", *base, *options)
+    plan = mos.data(*fusion, "--out", tmp_path / "there", "--dry-run")
+    assert not (tmp_path / "there").exists()
+    assert [len(entry["weights_sha256"]) for entry in plan["concepts"]] == [64, 64]
+    assert plan["bytes"] > 0
+    assert plan["estimate"]["gpu_minutes"] >= 0
+    assert "0.5 CPU" in plan["resources"]
+    there = mos.data(*fusion, "--out", tmp_path / "there", "--ray-address", cluster.address)
+    here = mos.data(*fusion, "--out", tmp_path / "here")
+    assert there["state"] == here["state"] == "done"
+    weights = [(tmp_path / place / "fused.safetensors").read_bytes() for place in ("here", "there")]
+    assert weights[0] == weights[1]
+
+    file = mos("concept", "pull", "bob/robot", "--registry", cluster.registry).strip()
+    words = ("submit", "evaluation", tmp_path / "there", f"erin/robot={file}", "--seeds", "1", "--steps", "2")
+    suite = ("--suite", cluster.folder / "suite.toml", "--scorer", cluster.folder / "scorer", "--guidance", "1")
+    references = ("--references", f"erin/robot={cluster.folder / 'photos'}")
+    plan = mos.data(*words, *suite, *references, *base, "--dry-run")
+    assert plan["blocks_missing"] == plan["blocks"] > 0
+    assert plan["pictures"] > 0
+    assert plan["reference_bytes"] > 0
+    sent = mos.data(*words, *suite, *references, *base, "--ray-address", cluster.address)
+    assert sent["state"] == "done", sent
+    assert list(RegistryPlaces(str(cluster.registry))(str(sent["run"])).names("pictures")) == []
+    digest = str(sent["result"]).split()[1]
+    scored = mos.data("evaluation", "show", digest, "--registry", cluster.registry)["cells"]
+    elsewhere = ("--base", cluster.folder / "base", "--registry", tmp_path / "other")
+    mos("registry", "init", tmp_path / "other")
+    alone = mos.data(*words, *suite, *references, *elsewhere, "--no-ray")
+    assert alone["digest"].startswith(digest)
+    assert mos.data("evaluation", "show", digest, "--registry", tmp_path / "other")["cells"] == scored
+
+
+def test_no_actor_of_ours_stays_and_down_ends_everything(cluster: Cluster) -> None:
+    wait_until(lambda: not living_actors(cluster), "no actor lives", timeout_s=60)
+    cluster.mos("cluster", "down")
+    assert cluster.mos.data("cluster", "status")["running"] is False
+    cluster.mos("cluster", "down", code=4)
+    assert cluster.mos.left_behind() == []
+
+
+def living_actors(cluster: Cluster) -> list[str]:
+    """Names of what lives, without the two that Ray Data leaves on every cluster it was used on."""
+    script = (
+        "from cluster.head import find_head\nfrom cluster.session import connected\n"
+        "with connected(find_head().address):\n"
+        "    from ray.util.state import list_actors\n"
+        "    print(*[a.name or a.class_name for a in list_actors(limit=1000) if a.state != 'DEAD'])"
+    )
+    command = [cluster.mos._command(())[0], "-c", script]
+    done = subprocess.run(command, env=cluster.mos.environment, capture_output=True, text=True, check=True)
+    return [name for name in done.stdout.split() if name not in ("datasets_stats_actor", "AutoscalingRequester")]
+
+
+def kinds(events: list[dict[str, Any]]) -> list[str]:
+    return [event["event"] for event in events]
