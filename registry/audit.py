@@ -53,11 +53,7 @@ def _rows(catalogue: Catalogue, wanted: list[ConceptRef]) -> Iterator[Row]:
         for ref in wanted:
             yield from (row for row in catalogue.concept(ref) if ref.version in (None, row.version))
         return
-    from registry.shards import read_table
-
-    for shard in catalogue.snapshot.data:
-        for record in read_table(catalogue.load(shard)).to_pylist():
-            yield Row.from_dict(record)
+    yield from catalogue.rows()
 
 
 def _check_version(shelf: Shelf, row: Row) -> None:

@@ -26,7 +26,7 @@ from registry.records import Limits, OwnerRecord, RegistryRecord
 from registry.resolving import Resolved, resolve
 from registry.row import Row
 from registry.runs import ObjectPrefix
-from registry.search import Query, run_query
+from registry.search import MAX_HELD_ROWS, HeldRows, Query, run_query
 from registry.similarity import Scorer, closest_rows
 from registry.weights import FUSED_REPORT, FUSED_WEIGHTS, Package, WeightsCheck, check_exists, read_package
 
@@ -77,6 +77,7 @@ class Registry:
         self._shelf = shelf
         self._clock = clock
         self._tested: set[str] = set()
+        self._held: tuple[str, HeldRows] | None = None  # rows of the catalogue with this sha256
 
     @classmethod
     def open(
@@ -302,7 +303,13 @@ class Registry:
 
     def search(self, query: Query | None = None) -> list[Row]:
         """Search the newest catalogue; everything listed, newest first, if no query is given."""
-        return run_query(self._shelf.catalogue().paths(), query or Query())
+        catalogue, query = self._shelf.catalogue(), query or Query()
+        if catalogue.snapshot.num_rows > MAX_HELD_ROWS:
+            return run_query(catalogue.paths(), query)
+        held = self._held
+        if held is None or held[0] != catalogue.sha256:
+            held = self._held = (catalogue.sha256, HeldRows(catalogue.rows()))
+        return held[1].search(query)
 
     def similar(
         self,

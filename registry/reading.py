@@ -1,5 +1,6 @@
 """Verified reading: registry.json, owners, manifests, events and the catalogue, each checked as it is read."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mos.concept import ConceptRef
@@ -160,6 +161,14 @@ class Catalogue:
         for shard in self.snapshot.data:
             self.load(shard)
         return [str(self.shelf.home.cache_path(shard.sha256, ".parquet")) for shard in self.snapshot.data]
+
+    def rows(self) -> Iterator[Row]:
+        """Every row, in order."""
+        from registry.shards import read_table
+
+        for shard in self.snapshot.data:
+            for record in read_table(self.load(shard)).to_pylist():
+                yield Row.from_dict(record)
 
     def concept(self, ref: ConceptRef) -> list[Row]:
         """Every known version of a concept, oldest first."""

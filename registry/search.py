@@ -1,8 +1,9 @@
-"""Search over the catalogue's Parquet files with duckdb."""
+"""Search over the catalogue: with duckdb over its Parquet files, or over the rows of a small one in memory."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from mos.concept import ConceptRef
@@ -10,6 +11,9 @@ from mos.errors import BadInputError
 from registry.row import Row, State
 
 MAX_LIMIT = 10_000
+
+MAX_HELD_ROWS = 4_096
+"""A catalogue of at most this many rows is held in memory by whoever searches it."""
 
 _DIGEST = re.compile("[0-9a-f]{1,16}")
 _Hit = tuple[str, str, int]
@@ -50,6 +54,52 @@ class Query:
             raise BadInputError(f"limit {self.limit}: expected 1 to {MAX_LIMIT}")
         if self.state is not None and self.state not in set(State):
             raise BadInputError(f"state {self.state!r}: expected one of {', '.join(State)}")
+
+
+class HeldRows:
+    """The rows of one small catalogue in memory; a search gives what `run_query` gives, without a database."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        """Put them in the order in which they are found."""
+        self._newest_first = sorted(
+            rows, key=lambda row: (-row.first_seen_snapshot, row.owner, row.concept, -row.version)
+        )
+        self._versions: dict[tuple[str, str], list[Row]] = {}
+        for row in sorted(self._newest_first, key=lambda row: -row.version):
+            self._versions.setdefault((row.owner, row.concept), []).append(row)
+
+    def search(self, query: Query) -> list[Row]:
+        """The rows that fit, newest first; see `run_query`."""
+        if query.all_versions:
+            return list(islice((row for row in self._newest_first if _fits(row, query)), query.limit))
+        found: dict[tuple[str, str], Row] = {}
+        for row in self._newest_first:
+            concept = (row.owner, row.concept)
+            if concept not in found and _fits(row, query):
+                found[concept] = next(one for one in self._versions[concept] if _fits(one, query))
+                if len(found) == query.limit:
+                    break
+        return list(found.values())
+
+
+def _fits(row: Row, query: Query) -> bool:
+    """Whether a row fits; says the same as `_conditions`."""
+    return (
+        (query.state is None or row.state == query.state)
+        and (query.owner is None or row.owner == query.owner)
+        and (query.licence is None or row.licence == query.licence)
+        and (query.kind is None or row.kind == query.kind)
+        and (query.commercial_use is None or row.commercial_use == query.commercial_use)
+        and (query.derivatives is None or row.derivatives == query.derivatives)
+        and (query.tag is None or query.tag in row.tags)
+        and (query.base is None or _is_of_base(row, query.base))
+        and all(word in row.search_text for word in query.text.lower().split())
+    )
+
+
+def _is_of_base(row: Row, base: str) -> bool:
+    is_digest = _DIGEST.fullmatch(base) is not None
+    return base in (row.base_name, row.base_family) or (is_digest and f":{base}" in row.base_key)
 
 
 def run_query(paths: Sequence[str], query: Query, among: Sequence[ConceptRef] | None = None) -> list[Row]:

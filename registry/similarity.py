@@ -70,7 +70,7 @@ class EmbeddingJob:
         known = self._catalogue.snapshot.embeddings.get(scorer.name)
         rows = dict(changes)
         if known is None:
-            rows = {**self._all_rows(), **rows}
+            rows = {**{row.ref: row for row in self._catalogue.rows()}, **rows}
         records: dict[tuple[str, str, int], dict[str, Any] | None] = {}
         for ref, row in sorted(rows.items()):
             embedded = self._embed(scorer, row) if row.state == State.LISTED else None
@@ -135,16 +135,6 @@ class EmbeddingJob:
             if sha256_hex(data) == sha256:
                 return data
         return None
-
-    def _all_rows(self) -> dict[ConceptRef, Row]:
-        from registry.shards import read_table
-
-        found = {}
-        for shard in self._catalogue.snapshot.data:
-            for record in read_table(self._catalogue.load(shard)).to_pylist():
-                row = Row.from_dict(record)
-                found[row.ref] = row
-        return found
 
 
 def quantise(features: Floats) -> tuple[NDArray[np.int8], Floats]:

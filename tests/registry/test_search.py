@@ -11,7 +11,7 @@ import pytest
 
 from mos.concept import ConceptRef
 from registry.row import Row
-from registry.search import Query, run_query
+from registry.search import HeldRows, Query, run_query
 from registry.shards import ROW_SCHEMA, encode
 
 _BLANKS: dict[Any, Any] = {str: "", int: 0, bool: True, list[str]: []}
@@ -102,6 +102,7 @@ def test_every_search_finds_what_a_plain_loop_finds(tmp_path: Path, seed: int):
     paths = _files(tmp_path, rows)
     for query in QUERIES:
         assert run_query(paths, query) == _plain(rows, query), query
+        assert HeldRows(rows).search(query) == _plain(rows, query), query
 
 
 def test_many_old_versions_do_not_crowd_other_concepts_out(tmp_path: Path):
@@ -111,6 +112,7 @@ def test_many_old_versions_do_not_crowd_other_concepts_out(tmp_path: Path):
     ]
     rows += [_row(owner="b", concept=f"c-{n}", version=1, state="listed", first_seen_snapshot=n) for n in range(5)]
     found = run_query(_files(tmp_path, rows), Query(limit=3))
+    assert found == HeldRows(rows).search(Query(limit=3))
     assert [str(row.ref) for row in found] == ["a/busy@399", "b/c-4@1", "b/c-3@1"]
 
 
