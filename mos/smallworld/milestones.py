@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     options = parser.parse_args(arguments)
     try:
-        draw_milestones(options.bases).save(options.out, optimize=True)
+        draw_milestones(options.bases).quantize(96).save(options.out, optimize=True)
     except MosError as error:
         print(f"milestones: {error}", file=sys.stderr)
         return error.exit_code
