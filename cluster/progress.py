@@ -21,7 +21,8 @@ def _text(event: Event) -> str:
         "queued": lambda e: "queued" if e.get("attempt", 1) == 1 else f"queued, attempt {e['attempt']}",
         "started": lambda e: f"training on process {e.get('pid')} from step {e.get('step')} of {e.get('steps')}",
         "step": lambda e: (
-            f"step {e['step']}/{e['steps']}  loss {e['loss']:.4f}  {e['step_s']:.2f} s a step  {_left(e)}".rstrip()
+            f"step {e['step']}/{e['steps']}  loss {e['loss']:.4f}{_norm(e)}  "
+            f"{e['step_s']:.2f} s a step  {_left(e)}".rstrip()
         ),
         "checkpoint": lambda e: f"checkpoint at step {e['step']}",
         "faulted": lambda e: f"stopped by {e['error']}",
@@ -42,6 +43,11 @@ def _judged(event: Event) -> str:
     """Which seed was kept, and the advice on a concept whose words do not carry it."""
     kept = f"; kept seed {event['seed']} of {len(event['seeds'])}" if len(event.get("seeds", ())) > 1 else ""
     return f"{kept}; warning: {event['warning']}" if event.get("warning") else kept
+
+
+def _norm(event: Event) -> str:
+    """Mean norm of the words' embeddings, in units of Stable Diffusion 1.x; they freeze at a bound."""
+    return f"  norm {event['embedding_norm']:.2f}" if "embedding_norm" in event else ""
 
 
 def _left(event: Event) -> str:

@@ -1,8 +1,8 @@
-"""What a training, a fusion or an evaluation will cost, from counted operations: printed by --dry-run, never judged.
+"""What a training, a fusion or an evaluation will cost, from counted operations: said before it, never judged.
 
-Counted on the real Stable Diffusion 1.5 at 512 px: forward and backward through the frozen U-Net 1.72 TFLOP
-a picture, sixteen encoded prompts 0.43. Other bases scale with their U-Net's linear weights and their
-number of pixels.
+The frozen U-Net is counted on the real Stable Diffusion 1.5 at 512 px, forward and backward 1.72 TFLOP a
+picture, and scaled to other bases by their U-Net's linear weights and their number of pixels. A text encoder
+runs every caption once a cross-attention layer; forward and backward are four operations a weight and token.
 """
 
 from typing import TYPE_CHECKING
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from mos.fusion import FusionConfig
     from mos.training import TrainingConfig
 
-SD15_TFLOP_PER_PICTURE = 2.15
-SD15_UNET_LINEAR_WEIGHTS = 195e6
-"""Entries of the attention linears of SD 1.5's U-Net that training touches; the yardstick for other bases."""
+SD15_UNET_TFLOP_PER_PICTURE = 1.72
+SD15_UNET_LINEAR_WEIGHTS = 266_977_280
+"""Entries of the linears of SD 1.5's U-Net that a LoRA may tune; the yardstick for other bases."""
 SD15_TFLOP_PER_FORWARD = 0.57
 """One pass of one picture through the U-Net: a third of forward and backward through the frozen one."""
 SD15_ACTIVATION_BYTES = 1.07 * 2**30
@@ -26,14 +26,23 @@ CPU_TFLOPS = 0.03
 
 def training_tflop(config: "TrainingConfig", facts: "BaseFacts") -> float:
     """Floating-point operations of one training, in 10^12."""
+    layers = facts.num_cross_attention_layers if config.layerwise else 1
+    text = sum(
+        4e-12 * layers * encoder.max_length * _weights(facts, encoder.name) / config.draws_per_picture
+        for encoder in facts.encoders
+    )
     pictures = config.steps * config.batch_size * config.accumulation
-    return pictures * SD15_TFLOP_PER_PICTURE * _scale(facts)
+    return pictures * (SD15_UNET_TFLOP_PER_PICTURE * _scale(facts) + text)
 
 
 def _scale(facts: "BaseFacts") -> float:
-    """One picture's work on this base, in units of SD 1.5 at 512 px."""
-    weights = sum(rows * columns for rows, columns in facts.linear_shapes["unet"].values())
-    return weights / SD15_UNET_LINEAR_WEIGHTS * (facts.resolution / 512) ** 2
+    """One picture's work in this base's U-Net, in units of SD 1.5 at 512 px."""
+    return _weights(facts, "unet") / SD15_UNET_LINEAR_WEIGHTS * (facts.resolution / 512) ** 2
+
+
+def _weights(facts: "BaseFacts", component: str) -> int:
+    """Entries of a component's linears that a LoRA may tune."""
+    return sum(rows * columns for rows, columns in facts.linear_shapes[component].values())
 
 
 def slot_memory_bytes(config: "TrainingConfig", facts: "BaseFacts") -> int:

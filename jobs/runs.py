@@ -21,6 +21,7 @@ from jobs.train_concept import (
     Bookkeeper,
     PreparedConcept,
     describe,
+    expectation,
     prepare,
     publish_staged,
     raise_if_failed,
@@ -86,6 +87,7 @@ def submit_concept(
         return outcome_of(known) | {"note": "this run was done before; nothing was trained"}
     if known is not None and not known.state.is_final and _is_alive(known):
         return outcome_of(wait_for(prepared.run_id)) if is_waiting else outcome_of(known)
+    Terminal().say(expectation(prepared, facts))
     if not ray_address:
         return outcome_of(_train_here(prepared, registry, book, checkpoint_every))
     from jobs.grants import publisher_of, sign_grant

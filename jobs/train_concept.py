@@ -150,6 +150,19 @@ def describe(prepared: PreparedConcept, facts: "BaseFacts") -> dict[str, Any]:
     }
 
 
+def expectation(prepared: PreparedConcept, facts: "BaseFacts") -> str:
+    """One line on what a training is about to cost, said before it starts."""
+    from jobs.estimates import estimate_training
+
+    spec, config = prepared.spec, prepared.config
+    cost = estimate_training(config, facts, num_seeds=spec.num_seeds)
+    seeds = f" for each of {spec.num_seeds} seeds" if spec.num_seeds > 1 else ""
+    return (
+        f"{spec.ref}: {len(prepared.data.pictures)} pictures, {config.steps} steps of {config.batch_size}{seeds}; "
+        f"about {cost['cpu_core_minutes']:g} minutes of a CPU core or {cost['gpu_minutes']:g} of a GPU, estimated"
+    )
+
+
 def record_of(prepared: PreparedConcept, registry_url: str, **fields: Any) -> RunRecord:
     """The run's record in the book, before it starts."""
     return RunRecord(

@@ -61,11 +61,11 @@ def test_cancel_leaves_a_mark_that_the_driver_sees(book: RunBook) -> None:
 def test_logs_are_the_runs_events_in_order(book: RunBook) -> None:
     start(book, os.getpid())
     book.note(RUN, {"event": "started", "pid": 4, "step": 0, "steps": 10})
-    book.note(RUN, {"event": "step", "step": 5, "steps": 10, "loss": 0.25, "step_s": 2.0})
+    book.note(RUN, {"event": "step", "step": 5, "steps": 10, "loss": 0.25, "step_s": 2.0, "embedding_norm": 0.4})
     book.move(RUN, RunState.DONE, result="alice/robot@1")
     first, second = mos("logs", RUN).stdout.splitlines()
     assert "alice/robot  training on process 4 from step 0 of 10" in first
-    assert "step 5/10  loss 0.2500  2.00 s a step  10 s left" in second
+    assert "step 5/10  loss 0.2500  norm 0.40  2.00 s a step  10 s left" in second
 
 
 def test_waiting_for_a_failed_run_ends_with_its_error_and_for_a_done_one_with_its_result(book: RunBook) -> None:

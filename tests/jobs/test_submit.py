@@ -1,13 +1,20 @@
 """`mos submit concept`: what is checked before anything runs, and what a dry run says."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from jobs.cli import cli
+from jobs.estimates import training_tflop
+from jobs.specs import ConceptSpec
+from jobs.train_concept import PreparedConcept, expectation
+from mos.dry_run import dry_run
 from mos.errors import BadInputError, MosError, NotFoundError, UsageError
+from mos.random_base import random_base
+from mos.training import PRESETS
 from tests.bases import saved_random_base
 from tests.mos.training.concepts import made_up_concept
 
@@ -60,6 +67,19 @@ def test_three_seeds_are_another_run_and_three_times_the_work(base_path: Path, p
     assert submit(*words, "--dry-run", "--seeds", 17).exit_code == 2
 
 
+def test_the_cost_is_said_before_the_start() -> None:
+    facts = random_base(size="small").facts
+    data = made_up_concept("robot")
+    spec = ConceptSpec(owner="alice", name="robot", class_word="robot", pictures="photos", num_seeds=3)
+    config = PRESETS["small-world"]
+    prepared = PreparedConcept(spec=spec, run_id="concept-x", config=config, data=data, spec_sha256="")
+    text = expectation(prepared, facts)
+    assert "4 pictures, 260 steps of 8 for each of 3 seeds; about" in text
+    (minutes,) = re.findall(r"about ([\d.]+) minutes of a CPU core", text)
+    measured = 3 * 80 / 60  # CPU seconds of the small world's concepts in `make demo`
+    assert measured / 3 < float(minutes) < measured * 3
+
+
 def test_file_names_do_not_change_the_run(base_path: Path, photos: Path) -> None:
     words = ("--owner", "alice", "--name", "robot", "--class", "cat", "--base", base_path, "--dry-run", "--json")
     before = json.loads(submit(*words, "--pictures", photos).stdout)["run"]
@@ -97,3 +117,9 @@ def test_an_unknown_option_or_preset_is_named(base_path: Path, photos: Path) -> 
 def test_a_private_ray_cannot_be_left_alone(base_path: Path, photos: Path) -> None:
     words = ("--owner", "alice", "--name", "robot", "--class", "cat", "--pictures", photos, "--base", base_path)
     assert "mos cluster up" in error_of(submit(*words, "--no-wait"), BadInputError)
+
+
+def test_the_estimate_is_the_counted_one_at_full_size() -> None:
+    facts = dry_run("sd1").facts
+    config = PRESETS["paper"]
+    assert training_tflop(config, facts) / (config.steps * config.batch_size) == pytest.approx(1.72 + 0.43, rel=0.03)
