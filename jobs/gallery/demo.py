@@ -191,7 +191,7 @@ def _concepts_section(report: DemoReport) -> Section:
     ]
     blocks: list[Block] = [Grid(rows=training, note="The pictures each owner trained with.")]
     if alone:
-        blocks.append(Grid(rows=alone, note="Each concept alone, before any fusion, on new prompts."))
+        blocks.append(Grid(rows=alone, note="Each concept alone, drawn by the fused model on new prompts."))
     return Section(title="The concepts", blocks=blocks, lead="What was taught, and what each concept draws alone.")
 
 
