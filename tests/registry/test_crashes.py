@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.timeout(1800)  # a hundred and more trials, each of two processes: half a minute, if nothing else runs
 @pytest.mark.parametrize(("action", "at_least"), [("publish", 30), ("index", 20), ("delete", 10)])
 def test_killed_at_any_file_operation_nothing_is_half_visible_and_a_retry_converges(
     tmp_path: Path, action: str, at_least: int
