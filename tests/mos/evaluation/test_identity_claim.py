@@ -1,4 +1,7 @@
-"""The identity claim on the shipped base: three concepts trained, fused and measured on 324 pairs a cell."""
+"""The identity claim on the shipped base: six concepts trained, fused and measured on 216 pairs a cell.
+
+With three concepts averaging loses too little for 324 pairs to tell (docs/claims.md).
+"""
 
 import pytest
 
@@ -12,9 +15,16 @@ from mos.fusion import FusionConfig, FusionSource, fuse
 from mos.smallworld.concepts import concept_identity, concept_pictures
 from mos.training import PRESETS, SlotSpec, Trainer, concept_data
 
-SEED = 20
-CLASSES = ("robot", "cat", "house")
-CONFIG = claim.ClaimConfig(pictures_per_concept=108)
+CONCEPTS = (
+    ("alice", "robot", 2026),
+    ("bob", "cat", 2026),
+    ("carol", "house", 2026),
+    ("dave", "fish", 33),
+    ("erin", "mug", 33),
+    ("frank", "car", 33),
+)
+"""Owner, class and seed of each identity; the first three are those of `mos demo`."""
+CONFIG = claim.ClaimConfig(pictures_per_concept=36)
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +33,15 @@ def result() -> claim.ClaimResult:
 
     base = load_base()
     subjects = []
-    for owner, class_name in zip(("alice", "bob", "carol"), CLASSES, strict=True):
-        identity = concept_identity(SEED, class_name)
-        pictures = [picture for picture, _, _ in concept_pictures(identity, SEED)]
+    for owner, class_name, seed in CONCEPTS:
+        identity = concept_identity(seed, class_name)
+        pictures = [picture for picture, _, _ in concept_pictures(identity, seed)]
         subjects.append(
             claim.ClaimSubject(ref=ConceptRef(owner, class_name, 1), identity=identity, references=pictures)
         )
     trainer = Trainer(base)
-    for item in subjects:
-        data = concept_data(concept_pictures(item.identity, SEED), name=item.ref.name, class_word=item.ref.name)
+    for item, (_, _, seed) in zip(subjects, CONCEPTS, strict=True):
+        data = concept_data(concept_pictures(item.identity, seed), name=item.ref.name, class_word=item.ref.name)
         trainer.admit(SlotSpec(key=item.ref.name, data=data, config=PRESETS["small-world"]))
     while trainer.keys:
         trainer.step()
@@ -53,14 +63,14 @@ def result() -> claim.ClaimResult:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(7200)
 def test_gradient_fusion_keeps_more_of_the_identities_than_averaging(result):
     difference = next(
         item
         for item in result.differences
         if (item.method, item.baseline, item.metric) == (claim.GRADIENT, claim.AVERAGE, "probe_identity")
     )
-    assert difference.interval.count >= 300
+    assert difference.interval.count >= 100
     ready = readiness(result.rows)
     assert ready is not None
     if not ready.holds:
@@ -69,7 +79,7 @@ def test_gradient_fusion_keeps_more_of_the_identities_than_averaging(result):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(7200)
 def test_renders_are_the_ceiling_and_another_identity_is_the_floor(result):
     kept = {cell.method: cell.intervals["probe_identity"] for cell in result.cells}
     assert kept[claim.CEILING_RENDERS].low > 0.9

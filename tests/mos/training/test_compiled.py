@@ -34,6 +34,7 @@ def test_without_a_working_compiler_it_is_refused_in_one_line(tiny_base, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's own, while it traces
 def test_compiled_blocks_give_the_same_gradients_and_leave_no_trace(tiny_base):
     before = dict(tiny_base.unet.state_dict())
     plain, compiled = trainer_of(tiny_base, "cat"), trainer_of(tiny_base, "cat", compile=True)
