@@ -1,7 +1,7 @@
 """Gradient fusion against the paper's solver: time, memory, and error on what was fitted and what was not.
 
 python -m benchmarks.fusion              everything, one thread, about ten CPU minutes
-python -m benchmarks.fusion memory gpu   some parts, printed and not written
+python -m benchmarks.fusion memory gpu   some parts, printed and not written; with --update, in place of their old rows
 python -m benchmarks.fusion --memory N   peak memory of the last stage's problems with N concepts (used by the above)
 
 The reference multiplies every input row in every evaluation; where all its steps would take hours, its time is that
@@ -9,11 +9,12 @@ of three evaluations times the paper's number of steps, which leaves out what el
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ import torch
 from benchmarks.fusion_cost import cpu_seconds, peak_mb, reset_peak
 from benchmarks.fusion_problems import RANK, SD15, Shape, case_of, gram_of, inputs_of, site_of
 from benchmarks.fusion_shapes import CONCEPTS, RULES, accumulated, reference_closure, shape_rows
-from benchmarks.results_file import Row, print_table, write_results
+from benchmarks.results_file import RESULTS, Row, print_table, write_results
 from mos.fusion.config import FusionConfig
 from mos.fusion.problem import SiteProblem
 from mos.fusion.solver import solve_sites
+
+MEASURED = "; measured at "
 
 
 def accumulation_rows() -> list[Row]:
@@ -172,11 +175,28 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
 }
 
 
+def kept_rows(replaced: Collection[str]) -> list[Row]:
+    """The rows of the results file that were not measured again; each names the commit it was measured at."""
+    path = RESULTS / "fusion.json"
+    document = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    names = {item.name for item in dataclasses.fields(Row)}
+    rows = [Row(**{name: value for name, value in row.items() if name in names}) for row in document["rows"]]
+    note = MEASURED + str(document.get("commit"))
+    return [
+        row if MEASURED in row.how else dataclasses.replace(row, how=row.how + note)
+        for row in rows
+        if row.name not in replaced
+    ]
+
+
 def main() -> None:
     """Measure and write benchmarks/results/fusion.json, or print some parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--memory", type=int)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"only some of {', '.join(PARTS)}; writes no file")
+    parser.add_argument(
+        "--update", action="store_true", help="write the parts over their old rows, and keep the others"
+    )
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"only some of {', '.join(PARTS)}")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory is not None:
@@ -189,7 +209,9 @@ def main() -> None:
         if arguments.parts:
             print_table(found)
         rows += found
-    if not arguments.parts:
+    if arguments.update:
+        rows = kept_rows({row.name for row in rows}) + rows
+    if arguments.update or not arguments.parts:
         write_results("fusion", rows)
 
 
