@@ -42,18 +42,14 @@ def main() -> None:
 def work(base: str, url: str, disturb: Callable[[], None]) -> dict[str, Any]:
     import ray
 
+    from tests.cluster.work import living
+
     whole = ray.cluster_resources()["CPU"]
     found = {"trained": trained(base, url, disturb), "fused": fused(base, disturb)}
     started = time.monotonic()
     while (ray.available_resources().get("CPU", 0.0) < whole or living()) and time.monotonic() - started < 90:
         time.sleep(0.2)
     return found | {"returned_after_s": time.monotonic() - started, "actors": living()}
-
-
-def living() -> list[str]:
-    from ray.util.state import list_actors
-
-    return [actor.name for actor in list_actors(limit=1000) if actor.state != "DEAD"]
 
 
 def trained(base: str, url: str, disturb: Callable[[], None]) -> dict[str, Any]:
@@ -118,6 +114,7 @@ def two_nodes() -> Iterator[Callable[[], None]]:
     from cluster.session import private_environment, read_environment_again
 
     mark, temp_dir = secrets.token_hex(8), tempfile.mkdtemp(prefix="mos-nodes-")
+    (Path(temp_dir) / "ray").mkdir()  # the cluster's address is noted there, not in a folder all of the machine reads
     os.environ.update(private_environment(mark) | {"RAY_TMPDIR": temp_dir})
     import ray
     from ray.cluster_utils import Cluster

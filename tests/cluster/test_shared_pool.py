@@ -20,7 +20,7 @@ from cluster.supervisor import PoolConfig
 from mos.base_model import load_base
 from mos.errors import BadInputError
 from tests.bases import saved_random_base
-from tests.cluster.work import TRAINING, concept_request, undisturbed_artifact
+from tests.cluster.work import TRAINING, concept_request, living, undisturbed_artifact
 from tests.jobs.commands import wait_until
 
 ONE_TRAINER = PoolConfig(limits=Limits(max_workers=1, slots_per_worker=2, max_slots_per_owner=1), lease_s=4.0)
@@ -44,12 +44,6 @@ def test_a_cluster_is_run_by_its_machines_and_its_keepers_settings(monkeypatch: 
 @pytest.fixture(scope="module")
 def base_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved_random_base(tmp_path_factory.mktemp("base"))
-
-
-def living() -> list[str]:
-    from ray.util.state import list_actors
-
-    return [actor.name or actor.class_name for actor in list_actors(limit=1000) if actor.state != "DEAD"]
 
 
 def everything_is_back() -> bool:
