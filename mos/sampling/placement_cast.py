@@ -66,7 +66,7 @@ def wide_canvas(count: int, side: int, column: int) -> Canvas:
     return Canvas(width=count * column, height=side, boxes=row_boxes(count))
 
 
-def load_cast(base: BaseModel, out: Path, count: int, training_steps: int | None) -> list[Member]:
+def load_cast(base: BaseModel, out: Path, count: int, identities: int, training_steps: int | None) -> list[Member]:
     """Open the concepts in a folder, training those that are missing side by side on one base."""
     from mos.artifact import read_artifact, write_artifact
     from mos.smallworld.concepts import concept_pictures
@@ -78,8 +78,8 @@ def load_cast(base: BaseModel, out: Path, count: int, training_steps: int | None
     shown = {}
     trainer = Trainer(base)
     for owner, class_name in CAST[:count]:
-        identity = concept_identity(IDENTITY_SEED, class_name)
-        shown[class_name] = (ConceptRef(owner, class_name, 1), identity, concept_pictures(identity, IDENTITY_SEED))
+        identity = concept_identity(identities, class_name)
+        shown[class_name] = (ConceptRef(owner, class_name, 1), identity, concept_pictures(identity, identities))
         if not (out / f"{owner}-{class_name}.safetensors").exists():
             data = concept_data(shown[class_name][2], name=class_name, class_word=class_name)
             trainer.admit(SlotSpec(key=f"{owner}-{class_name}", data=data, config=config))

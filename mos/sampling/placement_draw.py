@@ -48,21 +48,21 @@ class Method:
 METHODS = (
     Method(name="renders, each alone (ceiling)", model="renders", way="alone"),
     Method(name="unfused, each drawn alone (ceiling)", model="unfused", way="alone"),
-    Method(name="gradient fusion, each drawn alone", model="gradient", way="alone"),
     Method(name="gradient fusion, plain prompt", model="gradient", way="prompt", is_wide=False),
+    Method(name="gradient fusion, regions, no guard", model="gradient"),
+    Method(name="average, regions, windows", model="average", guard="windows"),
+    Method(name="gradient fusion, regions, windows", model="gradient", guard="windows"),
+    Method(name="unfused, regions, windows", model="unfused", guard="windows"),
+)
+OTHERS = (
+    Method(name="gradient fusion, each drawn alone", model="gradient", way="alone"),
     Method(name="gradient fusion, regions in a picture of the base's size", model="gradient", is_wide=False),
-    Method(name="average, regions", model="average"),
-    Method(name="gradient fusion, regions", model="gradient"),
-    Method(name="unfused, regions", model="unfused"),
-    Method(name="average, regions, guard windows", model="average", guard="windows"),
-    Method(name="gradient fusion, regions, guard windows", model="gradient", guard="windows"),
-    Method(name="unfused, regions, guard windows", model="unfused", guard="windows"),
+    Method(name="gradient fusion, regions, self-attention", model="gradient", guard="self-attention"),
+    Method(name="gradient fusion, regions, blend", model="gradient", guard="blend"),
+    Method(name="average, regions, no guard", model="average"),
+    Method(name="unfused, regions, no guard", model="unfused"),
 )
-GUARDED = (
-    Method(name="gradient fusion, regions, guard self-attention", model="gradient", guard="self-attention"),
-    Method(name="gradient fusion, regions, guard blend", model="gradient", guard="blend"),
-)
-"""The other guards, measured when asked."""
+"""The other guards, and what they are without, measured when asked."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -23,8 +23,8 @@ from mos.base_model import load_base
 from mos.sampling.config import SamplingConfig
 from mos.sampling.pictures import picture_grid, save_picture
 from mos.sampling.placement import PlacementRow, judge, row_from_json, summarise, table
-from mos.sampling.placement_cast import PLACES, Stage, load_cast, make_stage
-from mos.sampling.placement_draw import BATCH, GUARDED, METHODS, Drawn, Method, draw
+from mos.sampling.placement_cast import IDENTITY_SEED, PLACES, Stage, load_cast, make_stage
+from mos.sampling.placement_draw import BATCH, METHODS, OTHERS, Drawn, Method, draw
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,12 +36,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     base = load_base(options.base)
     options.out.mkdir(parents=True, exist_ok=True)
-    cast = load_cast(base, options.out, max(options.counts), options.training_steps)
+    cast = load_cast(base, options.out, max(options.counts), options.identities, options.training_steps)
     config = SamplingConfig(num_inference_steps=options.steps, guidance_scale=options.guidance, batch_size=BATCH)
     log = RowLog(options.out / "rows.jsonl")
     judged = Judging(options.out)
     stages = {count: make_stage(base, options.out, cast[:count]) for count in options.counts}
-    for seeds, count, method in plan(options.counts, options.seeds, with_guards=options.guards):
+    for seeds, count, method in plan(options.counts, options.seeds, with_others=options.others):
         left = [seed for seed in seeds if (method.name, count, seed) not in log.done]
         if not left:
             continue
@@ -63,18 +63,21 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--identities", type=int, default=IDENTITY_SEED, help="seed of who the concepts are")
     parser.add_argument("--training-steps", type=int, default=None, help="default: the preset's")
-    parser.add_argument("--guards", action="store_true", help="also measure the other guards, on three concepts")
+    parser.add_argument(
+        "--others", action="store_true", help="also the other guards and going without, on three concepts"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="CPU minutes after which to stop")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
 
-def plan(counts: Sequence[int], num_seeds: int, *, with_guards: bool) -> Iterator[tuple[list[int], int, Method]]:
+def plan(counts: Sequence[int], num_seeds: int, *, with_others: bool) -> Iterator[tuple[list[int], int, Method]]:
     """What to draw, batch of seeds by batch, so that a run stopped early has as many pictures of each method."""
     for start in range(0, num_seeds, BATCH):
         for count in counts:
-            for method in (*METHODS, *(GUARDED if with_guards and count == 3 else ())):
+            for method in (*METHODS, *(OTHERS if with_others and count == 3 else ())):
                 yield list(range(start, min(start + BATCH, num_seeds))), count, method
 
 
@@ -139,7 +142,7 @@ class Judging:
 
 def write_report(out: Path, rows: Sequence[PlacementRow], counts: Sequence[int]) -> None:
     """The table, the cells as JSON and a grid a count (a row a method, a column a seed)."""
-    order = {method.name: index for index, method in enumerate([*METHODS, *GUARDED])}
+    order = {method.name: index for index, method in enumerate([*METHODS, *OTHERS])}
     cells = summarise(sorted(rows, key=lambda row: (row.count, order[row.method], row.seed)))
     (out / "table.md").write_text(table(cells) + "\n", encoding="utf-8")
     (out / "cells.json").write_text(json.dumps([asdict(cell) for cell in cells], indent=1) + "\n", encoding="utf-8")
@@ -152,7 +155,7 @@ def _write_grid(out: Path, count: int) -> None:
     from PIL import Image
 
     lines: list[list[Image.Image]] = []
-    for method in (*METHODS, *GUARDED):
+    for method in (*METHODS, *OTHERS):
         lines.append([])
         for path in sorted(_picture_folder(out, count, method).glob("*.png"))[:_GRID_COLUMNS]:
             with Image.open(path) as picture:

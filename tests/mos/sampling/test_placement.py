@@ -15,7 +15,7 @@ from mos.sampling.placement_cast import (
     square_canvas,
     wide_canvas,
 )
-from mos.sampling.placement_draw import BATCH, GUARDED, METHODS, canvas_of, draw, render, scene_prompt
+from mos.sampling.placement_draw import BATCH, METHODS, OTHERS, canvas_of, draw, render, scene_prompt
 from mos.sampling.placement_run import RowLog, plan
 from mos.smallworld.world import concept_identity, hue_distance
 
@@ -123,11 +123,11 @@ def test_columns_of_the_wide_canvas_are_whole_cells_of_every_feature_map():
 
 
 def test_a_run_goes_on_batch_by_batch_and_a_torn_line_is_drawn_again(tmp_path):
-    steps = list(plan([3, 2], 15, with_guards=True))
-    assert len(steps) == 2 * (2 * len(METHODS) + len(GUARDED))
+    steps = list(plan([3, 2], 15, with_others=True))
+    assert len(steps) == 2 * (2 * len(METHODS) + len(OTHERS))
     assert steps[0][0] == list(range(BATCH))
     assert steps[-1][0] == list(range(BATCH, 15))
-    assert len({method.name for method in (*METHODS, *GUARDED)}) == len(METHODS) + len(GUARDED)
+    assert len({method.name for method in (*METHODS, *OTHERS)}) == len(METHODS) + len(OTHERS)
     log = RowLog(tmp_path / "rows.jsonl")
     log.add([judged(Seen(ROBOT), Seen(CAT), seed=seed) for seed in (0, 1)])
     path = tmp_path / "rows.jsonl"
