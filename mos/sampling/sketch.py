@@ -230,7 +230,7 @@ class SketchResult:
 
 
 def measure(
-    base: BaseModel, adapter: Any, count: int, config: SamplingConfig, *, seed: int = 0
+    base: BaseModel, adapter: Any, count: int, config: SamplingConfig, *, seed: int = 0, weight: float = 1.0
 ) -> tuple[SketchResult, list[Image.Image]]:
     """Draw held-out sketches with and without the adapter.
 
@@ -248,7 +248,8 @@ def measure(
         drawn = condition_picture(sketch_of(picture), 1, width=side, height=side)
         options: dict[str, Any] = {"seeds": [seed + index], "config": config}
         (without,) = sample(base, None, [caption], **options)
-        (with_it,) = sample(base, None, [caption], conditions=[Condition(adapter=adapter, picture=drawn)], **options)
+        condition = Condition(adapter=adapter, picture=drawn, weight=weight)
+        (with_it,) = sample(base, None, [caption], conditions=[condition], **options)
         free.append(edge_overlap(edges(without), sketch))
         following.append(edge_overlap(edges(with_it), sketch))
         kept.append(edge_overlap(edges(rebuilt[index]), sketch))
@@ -265,6 +266,7 @@ def main() -> None:
     parser.add_argument("--base", default=None, help="default: the small world")
     parser.add_argument("--steps", type=int, default=SketchConfig.steps)
     parser.add_argument("--count", type=int, default=64, help="sketches to measure")
+    parser.add_argument("--weight", type=float, default=1.0, help="of the condition while measuring")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -272,7 +274,7 @@ def main() -> None:
     if options.action == "train":
         _train(base, SketchConfig(steps=options.steps), options.out)
     else:
-        _measure(base, options.out, options.count)
+        _measure(base, options.out, options.count, options.weight)
 
 
 def _train(base: BaseModel, config: SketchConfig, out: Path) -> None:
@@ -289,14 +291,14 @@ def _train(base: BaseModel, config: SketchConfig, out: Path) -> None:
     save_adapter(training.adapter, out)
 
 
-def _measure(base: BaseModel, folder: Path, count: int) -> None:
+def _measure(base: BaseModel, folder: Path, count: int, weight: float) -> None:
     if not (folder / "config.json").exists():
         raise NotFoundError(f"{folder}: no sketch adapter; train it with python -m mos.sampling.sketch train {folder}")
     config = SamplingConfig(num_inference_steps=20, guidance_scale=5.0)
-    result, shown = measure(base, load_adapter(folder), count, config)
+    result, shown = measure(base, load_adapter(folder), count, config, weight=weight)
     save_picture(picture_grid(shown, columns=6), folder / "sketch-grid.png")
     means = {name: float(np.mean(getattr(result, name))) for name in ("following", "free", "autoencoder")}
-    figures = means | {"ratio": result.ratio, "count": count, "unet": base.facts.fingerprint["unet"]}
+    figures = means | {"ratio": result.ratio, "count": count, "weight": weight, "unet": base.facts.fingerprint["unet"]}
     (folder / "sketch.json").write_text(json.dumps(figures, indent=1) + "\n")
     print(f"edge overlap with the sketch over {count} held-out sketches: {means}, {result.ratio:.2f} times better")
 

@@ -1,16 +1,21 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from mos.edlora.tokens import PromptEncoder
-from mos.sampling.condition import load_condition
+from mos.sampling.condition import load_adapter, load_condition
+from mos.sampling.config import SamplingConfig
 from mos.sampling.sketch import (
+    SHIPPED,
     SketchConfig,
     SketchTraining,
     edge_overlap,
     edges,
     encode_pictures,
+    measure,
     save_adapter,
     sketch_of,
     world_batch,
@@ -89,3 +94,25 @@ def test_a_saved_adapter_conditions_sampling(tiny_base, tmp_path):
     condition = load_condition(tmp_path / "adapter", tmp_path / "sketch.png", 1.0, width=32, height=32)
     assert condition.picture.shape == (1, 32, 32)
     assert next(condition.adapter.parameters()).dtype == torch.float32
+
+
+def test_the_shipped_adapter_is_small_and_fits_the_small_worlds_base():
+    from mos.base_model import load_base
+
+    weights = list(SHIPPED.glob("*.safetensors"))
+    assert sum(path.stat().st_size for path in weights) < 4 * 2**20
+    adapter, base = load_adapter(SHIPPED), load_base()
+    maps = adapter(torch.zeros(1, 1, base.facts.resolution, base.facts.resolution))
+    assert [feature.shape[1] for feature in maps] == list(base.unet.config.block_out_channels)
+    figures = json.loads((SHIPPED / "sketch.json").read_text(encoding="utf-8"))
+    assert figures["unet"] == base.facts.fingerprint["unet"]
+
+
+@pytest.mark.slow
+def test_edges_follow_the_sketch_at_least_twice_as_well_with_the_shipped_adapter():
+    from mos.base_model import load_base
+
+    config = SamplingConfig(num_inference_steps=12, guidance_scale=5.0)
+    result, shown = measure(load_base(), load_adapter(SHIPPED), 12, config, seed=3)
+    assert len(shown) == 24
+    assert result.ratio >= 2.0
