@@ -74,7 +74,7 @@ class RayFusionExecutor:
         config: Options of the fusion; the driver's.
         options: Number of workers and what each asks for.
         bins_per_worker: Bins of layers each worker gets; more even out the end, fewer save calls.
-        on_interval: Called with each piece of work done.
+        on_interval: Called with each piece of work, as soon as it is done.
         on_retry: Called with a sentence when a piece is done again.
     """
 
@@ -127,9 +127,7 @@ class RayFusionExecutor:
         return [solved[problem.site] for problem in problems]
 
     def _results(self, calls: list[Call]) -> list[Any]:
-        answers = self.pool.map(calls)
-        for _, interval in answers:
-            self._on_interval(interval)
+        answers = self.pool.map(calls, on_result=lambda _, answer: self._on_interval(answer[1]))
         return [result for result, _ in answers]
 
     def _reference(self, source: "FusionSource | None") -> Any:

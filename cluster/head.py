@@ -24,7 +24,7 @@ from pathlib import Path
 from cluster import keeper
 from cluster.errors import RayUnavailableError
 from cluster.runs import home
-from cluster.session import OBJECT_STORE_BYTES, TOKEN_VARIABLE, private_environment
+from cluster.session import OBJECT_STORE_BYTES, TOKEN_VARIABLE, private_environment, started
 from mos.errors import ConflictError, NotFoundError
 
 _START_LIMIT_S = 120.0
@@ -78,32 +78,40 @@ def start_head(
     running = find_head()
     if running is not None:
         raise ConflictError(f"a head runs at {running.dashboard_url} already; `mos cluster down` stops it")
-    mark, temp_dir = secrets.token_hex(8), tempfile.mkdtemp(prefix="mos-head-")
+    cpus = num_cpus or max(2, os.cpu_count() or 1)
+    head = started(lambda: _start_once(cpus, num_gpus, settings or {}), clean_up=lambda: None)
+    _record_path().write_text(json.dumps(asdict(head), indent=1))
+    return head
+
+
+def _start_once(num_cpus: int, num_gpus: int | None, settings: Mapping[str, str]) -> Head:
+    """One attempt, with ports and a folder of its own; nothing is left of one that fails or is interrupted."""
     ports = _free_ports(7)
     head = Head(
         address=f"127.0.0.1:{ports[0]}",
         dashboard_url=f"http://127.0.0.1:{ports[1]}",
-        mark=mark,
-        temp_dir=temp_dir,
+        mark=secrets.token_hex(8),
+        temp_dir=tempfile.mkdtemp(prefix="mos-head-"),
         token_path=str(_write_token()),
         started_at=time.time(),
         metrics_port=ports[2],
     )
-    cpus = num_cpus or max(2, os.cpu_count() or 1)
-    command = _command(head, ports, cpus, num_gpus)
-    environment = _environment(head) | {PUBLISHER_VARIABLE: str(_publisher_key())} | dict(settings or {})
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, start_new_session=True)
-    if done.returncode != 0:
-        _end(head)
-        raise RayUnavailableError(f"Ray did not start: {_last_line(done.stderr or done.stdout)}")
-    _close_client_server(head)
+    command = _command(head, ports, num_cpus, num_gpus)
+    environment = _environment(head) | {PUBLISHER_VARIABLE: str(_publisher_key())} | dict(settings)
     try:
+        _run(command, environment)
+        _close_client_server(head)
         _wait_for_jobs_server(head)
-    except RayUnavailableError:
+    except BaseException:
         _end(head)
         raise
-    _record_path().write_text(json.dumps(asdict(head), indent=1))
     return head
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> None:
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, start_new_session=True)
+    if done.returncode != 0:
+        raise RayUnavailableError(_last_line(done.stderr or done.stdout))
 
 
 def head_resources(head: Head) -> dict[str, tuple[float, float]]:
@@ -257,9 +265,9 @@ def _wait_for_jobs_server(head: Head) -> None:
                     return
         except (urllib.error.URLError, OSError):
             time.sleep(0.3)
-    raise RayUnavailableError(f"Ray's job server at {head.dashboard_url} did not answer within {_START_LIMIT_S:g} s")
+    raise RayUnavailableError(f"its job server at {head.dashboard_url} did not answer within {_START_LIMIT_S:g} s")
 
 
 def _last_line(text: str) -> str:
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "no message"
+    return lines[-1].removeprefix("Exception: ") if lines else "no message"

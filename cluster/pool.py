@@ -72,7 +72,11 @@ class WorkerPool:
         self._number = 0
         self._actors = [self._start() for _ in range(options.num_workers)]
         answers = [actor.place.remote() for actor in self._actors]
-        wait_until_placed(role, options.resources, answers, timeout_s=options.pending_timeout_s)
+        try:
+            wait_until_placed(role, options.resources, answers, timeout_s=options.pending_timeout_s)
+        except BaseException:
+            self.close()
+            raise
 
     def process_ids(self) -> list[int]:
         """Process ids of the actors."""

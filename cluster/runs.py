@@ -3,10 +3,13 @@
     <home>/runs/<run id>/record.json     who, what, state, attempts, result or error
                          events.jsonl    one structured line an event, in order
                          cancel          there once somebody asked the run to stop
+                         lock            held by whoever brings the record up to date with a cluster
 
 `<home>` is MOS_HOME or ~/.mos. Everything is plain files, so `mos jobs` sees runs of other terminals too.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import re
@@ -145,6 +148,13 @@ class RunBook:
     def is_cancelled(self, run_id: str) -> bool:
         """Whether somebody asked this run to stop."""
         return self._cancel_path(run_id).exists()
+
+    @contextlib.contextmanager
+    def locked(self, run_id: str) -> Iterator[None]:
+        """Keep other processes that bring this run's record up to date out of the block; they wait."""
+        with (self._folder(run_id) / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def _cancel_path(self, run_id: str) -> Path:
         return self._folder(run_id) / "cancel"

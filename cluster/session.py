@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster import keeper
 from cluster.errors import RayUnavailableError
+from cluster.progress import Terminal
+
+Started = TypeVar("Started")
 
 START_ATTEMPTS = 3
+"""Ray gives itself a fixed 30 s to start, which a very busy machine misses."""
 OBJECT_STORE_BYTES = 256 * 2**20
 """Shared memory of the private object store: statistics and artifacts of a few concepts at a time."""
 
@@ -74,23 +78,33 @@ def local_ray(
         cpus = num_cpus or max(2, os.cpu_count() or 1)
         session = Session(address="", dashboard_url=None, mark=mark, temp_dir=temp_dir, num_cpus=cpus)
         try:
-            yield _start(session, num_gpus, dashboard)
+            yield started(
+                lambda: _start_once(session, num_gpus, dashboard), clean_up=lambda: _disconnect(mark, temp_dir)
+            )
         finally:
             _disconnect(mark, temp_dir)
 
 
-def _start(session: Session, num_gpus: int | None, dashboard: bool) -> Session:
-    """Start Ray, up to three times: on a machine that is very busy its own fixed 30 s may not be enough."""
-    assert session.mark is not None
-    assert session.temp_dir is not None
+def started(start: Callable[[], Started], *, clean_up: Callable[[], object]) -> Started:
+    """Start a Ray, up to three times, with a line on stderr before each further attempt.
+
+    Args:
+        start: One attempt; whatever it raises is a reason to try again.
+        clean_up: Ends what a failed attempt left.
+
+    Raises:
+        RayUnavailableError: If the last attempt fails as well.
+    """
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
-            return _start_once(session, num_gpus, dashboard)
+            return start()
         except Exception as error:  # Ray raises bare Exception here
-            _disconnect(session.mark, session.temp_dir)
+            clean_up()
+            line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             if attempt == START_ATTEMPTS:
-                line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise RayUnavailableError(f"Ray did not start: {line}; `mos doctor` may say why") from error
+            reason = line.partition(". ")[0]
+            Terminal().say(f"Ray did not start ({reason}); trying again, attempt {attempt + 1} of {START_ATTEMPTS}")
     raise AssertionError("unreachable")
 
 

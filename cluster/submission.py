@@ -60,7 +60,8 @@ def job_status(address: str, submission_id: str) -> str:
 def job_events(address: str, submission_id: str) -> list[dict[str, Any]]:
     """The events a job has printed so far, in order."""
     with _client(address) as client:
-        lines = client.get_job_logs(submission_id).splitlines()
+        whole, _, _ = client.get_job_logs(submission_id).rpartition("\n")  # the last line may be half written
+    lines = whole.splitlines()
     return [json.loads(line.removeprefix(EVENT_PREFIX)) for line in lines if line.startswith(EVENT_PREFIX)]
 
 

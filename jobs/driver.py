@@ -82,7 +82,7 @@ def _train(run_id: str, registry_url: str, place: RunPlace, request: Mapping[str
             is_cancelled=_cancel_watch(place),
             on_event=tell,
         )
-    if event["event"] != "staged":
+    if event["event"] in ("cancelled", "failed"):  # a fenced attempt leaves them to the one that has taken its run
         delete_pictures(place)
     if event["event"] == "staged" and _is_there(place, GRANT):
         tell(run_id, {"event": "published", "ref": publish_granted(place, run_id, registry_url, request)})

@@ -101,8 +101,13 @@ def check_reachable(url: str, address: str) -> None:
 
 
 def remote_state(book: RunBook, record: RunRecord) -> RunRecord:
-    """Bring a record up to date with the job's events and status."""
-    if not record.submission_id and time.time() - record.updated_at < _SENDING_S:
+    """Bring a record up to date with the job's events and status; other terminals may be at the same."""
+    with book.locked(record.run_id):
+        return _up_to_date(book, book.get(record.run_id))
+
+
+def _up_to_date(book: RunBook, record: RunRecord) -> RunRecord:
+    if record.state.is_final or (not record.submission_id and time.time() - record.updated_at < _SENDING_S):
         return record
     keeper = Bookkeeper(book)
     seen = _events_seen(book, record.run_id)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cluster.errors import RunCancelledError
+from cluster.errors import RayUnavailableError, RunCancelledError
 from cluster.places import RegistryPlaces
 from cluster.progress import Event, Terminal
 from cluster.runs import RunBook, RunRecord
@@ -188,7 +188,18 @@ def known_runs(*, max_age_s: float | None) -> list[RunRecord]:
     """The runs of this machine, newest first, their states brought up to date."""
     book = RunBook()
     newest = [record for record in book.all() if max_age_s is None or time.time() - record.created_at <= max_age_s]
-    return [refreshed(book, record) for record in newest]
+    silent: set[str] = set()
+    return [_as_known(book, record, silent) for record in newest]
+
+
+def _as_known(book: RunBook, record: RunRecord, silent: set[str]) -> RunRecord:
+    """A record up to date if its cluster answers, else as it was last seen; each silent cluster is named once."""
+    try:
+        return record if record.address in silent else refreshed(book, record)
+    except RayUnavailableError as error:
+        silent.add(record.address)
+        Terminal().say(str(error))
+        return record
 
 
 def refreshed(book: RunBook, record: RunRecord) -> RunRecord:
@@ -255,7 +266,9 @@ def wait_for(run: str, *, timeout_s: float | None = None) -> RunRecord:
     while True:
         record = refreshed(book, book.get(run_id))
         if record.state is RunState.STAGED and not _is_alive(record) and not _is_published_there(record):
-            return _publish_record(record, book)
+            record = refreshed(book, book.get(run_id))  # the cluster may have published it between two looks
+            if record.state is RunState.STAGED:
+                return _publish_record(record, book)
         if record.state is RunState.DONE:
             return record
         if record.state.is_final:

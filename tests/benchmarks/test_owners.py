@@ -1,7 +1,11 @@
 """The simulation of many owners: conservation, limits, and a case worked out by hand."""
 
+import json
+from pathlib import Path
+
 import pytest
 
+from benchmarks.cluster import gpu_step_seconds, many_owners
 from benchmarks.owners import Arrival, arrivals, simulate
 from cluster.slots import Limits
 
@@ -33,3 +37,12 @@ def test_the_same_seed_gives_the_same_owners() -> None:
     assert arrivals(num_owners=50, hours=2.0, steps=(1, 2), seed=3) == arrivals(
         num_owners=50, hours=2.0, steps=(1, 2), seed=3
     )
+
+
+def test_step_times_are_those_the_training_benchmark_measured_on_a_gpu_if_it_did(tmp_path: Path) -> None:
+    results = tmp_path / "train.json"
+    assert {row.value for row in many_owners(results)} == {None}
+    rows = [("GPU: 1 slots", 10.0), ("GPU: 8 slots", 40.0), ("GPU: peak memory", 5000.0), ("GPU: 8 slots / peer", 2.1)]
+    results.write_text(json.dumps({"rows": [{"name": name, "value": value} for name, value in rows]}))
+    assert gpu_step_seconds(results) == {1: pytest.approx(0.1), 8: pytest.approx(0.2)}
+    assert all(row.value is not None for row in many_owners(results))

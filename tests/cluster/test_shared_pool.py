@@ -4,9 +4,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,10 +17,11 @@ from cluster.shared_pool import open_pool, shared_config, train_in_shared_pool
 from cluster.slots import Limits
 from cluster.staging import read_staged
 from cluster.supervisor import PoolConfig
+from cluster.trainer import TrainingRequest
 from mos.base_model import load_base
 from mos.errors import BadInputError
 from tests.bases import saved_random_base
-from tests.cluster.work import TRAINING, concept_request, living, undisturbed_artifact
+from tests.cluster.work import TRAINING, concept_request, everything_is_back, living, undisturbed_artifact
 from tests.jobs.commands import wait_until
 
 ONE_TRAINER = PoolConfig(limits=Limits(max_workers=1, slots_per_worker=2, max_slots_per_owner=1), lease_s=4.0)
@@ -46,21 +47,20 @@ def base_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved_random_base(tmp_path_factory.mktemp("base"))
 
 
-def everything_is_back() -> bool:
-    import ray
-
-    return not living() and ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
-
-
-def train(run: Any, url: str, base: Path, events: list[Event], **more: Any) -> Event:
+def train(
+    request: TrainingRequest,
+    url: str,
+    base: Path,
+    hear: Callable[[Event], None],
+    is_cancelled: Callable[[str], bool] = lambda _: False,
+) -> Event:
     return train_in_shared_pool(
-        run,
+        request,
         url,
         str(base),
         config=ONE_TRAINER,
-        is_cancelled=lambda _: False,
-        on_event=lambda _, e: events.append(e),
-        **more,
+        is_cancelled=is_cancelled,
+        on_event=lambda _, event: hear(event),
     )
 
 
@@ -76,19 +76,18 @@ def test_a_pool_that_is_killed_costs_its_runs_only_the_steps_since_their_checkpo
     request = concept_request("alice", url)
     killed: list[int] = []
 
-    def kill_the_pool(_: str, event: Event) -> None:
+    def kill_the_pool(event: Event) -> None:
         events.append(event)
         if event["event"] == "checkpoint" and not killed:
             (name,) = [name for name in living() if name.startswith("mos-trainers-")]
             killed.append(ray.get(ray.get_actor(name, namespace="mos").place.remote()))
             os.kill(killed[0], signal.SIGKILL)
 
-    outcome = train_in_shared_pool(
-        request, url, str(base_path), config=ONE_TRAINER, is_cancelled=lambda _: False, on_event=kill_the_pool
-    )
+    outcome = train(request, url, base_path, kill_the_pool)
     assert killed
     assert outcome["event"] == "staged"
-    assert [event["event"] for event in events].count("retrying") == 1
+    assert "retrying" in [event["event"] for event in events]
+    assert [event["step"] for event in events if event["event"] == "started"][-1] >= request.checkpoint_every
     assert read_staged(RegistryPlaces(url)("concept-alice"))[0] == undisturbed_artifact(load_base(base_path), "alice")
     wait_until(everything_is_back, "no actor lives, all resources are free", timeout_s=60)
 
@@ -111,14 +110,8 @@ def test_a_run_whose_driver_is_gone_is_stopped_with_its_checkpoint_and_the_pool_
     pointers = list(RegistryPlaces(url)("concept-alice").names("pointers"))
     assert pointers
     events: list[Event] = []
-    outcome = train_in_shared_pool(
-        request,
-        url,
-        str(base_path),
-        config=ONE_TRAINER,
-        is_cancelled=lambda _: "started" in [event["event"] for event in events],
-        on_event=lambda _, event: events.append(event),
-    )
+    has_started = lambda _: "started" in [event["event"] for event in events]  # noqa: E731
+    outcome = train(request, url, base_path, events.append, has_started)
     assert outcome["event"] == "cancelled"
     started = next(event for event in events if event["event"] == "started")
     assert started["step"] >= seen[0]["step"]
@@ -139,7 +132,8 @@ def test_an_owner_at_the_limit_waits_while_another_owner_gets_the_slot(
         place(second.run_id).put(name, place("concept-alice").get(name))
     events: dict[str, list[Event]] = {run.run_id: [] for run in (first, second, other)}
     threads = [
-        threading.Thread(target=train, args=(run, url, base_path, events[run.run_id])) for run in (first, second, other)
+        threading.Thread(target=train, args=(run, url, base_path, events[run.run_id].append))
+        for run in (first, second, other)
     ]
     for thread in threads:
         thread.start()

@@ -60,3 +60,10 @@ def living() -> list[str]:
     from ray._private.state import actors
 
     return [actor["Name"] or actor["ActorClassName"] for actor in actors().values() if actor["State"] != "DEAD"]
+
+
+def everything_is_back() -> bool:
+    """Whether no actor lives and no CPU is taken."""
+    import ray
+
+    return not living() and ray.available_resources().get("CPU", 0.0) == ray.cluster_resources()["CPU"]

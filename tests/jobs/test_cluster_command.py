@@ -1,9 +1,11 @@
 """`mos cluster` and everything that can be sent to it: the same results as here, seen, stopped and taken up again."""
 
 import hashlib
+import os
+import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,20 +127,32 @@ def test_a_cancelled_run_writes_its_checkpoint_and_goes_on_from_it(cluster: Clus
     assert cluster.weights("alice/long") == cluster.trained_here("alice", "long", steps)
 
 
+def test_a_run_whose_driver_is_killed_there_is_taken_up_by_the_next_one(cluster: Cluster) -> None:
+    mos, steps = cluster.mos, 300
+    run = str(mos.data(*cluster.concept("alice", "lost", "--no-wait", "--checkpoint-every", "10", steps=steps))["run"])
+    wait_until(lambda: "step" in kinds(mos.data("jobs", "ls") and mos.events(run)), "a step")
+    (driver,) = [number for number in mos.left_behind() if is_driver_of(run, number)]
+    os.kill(driver, signal.SIGKILL)
+    mos("jobs", "wait", run, code=9)
+    done = mos.data("jobs", "retry", run)
+    assert (done["state"], done["result"]) == ("done", "alice/lost@1")
+    assert cluster.weights("alice/lost") == cluster.trained_here("alice", "lost", steps)
+    assert list(RegistryPlaces(str(cluster.registry))(run).names("pictures")) == []
+
+
 def test_two_owners_share_one_trainer_which_ends_when_both_are_done(cluster: Cluster) -> None:
     mos = cluster.mos
-    bob = mos.data(*cluster.concept("bob", "robot", "--no-wait", steps=500))
-    wait_until(lambda: "started" in kinds(mos.data("jobs", "ls") and mos.events(bob["run"])), "bob's training")
-    runs = [str(bob["run"]), str(mos.data(*cluster.concept("carol", "robot", "--no-wait", steps=30))["run"])]
-    for run, who in zip(runs, ("bob", "carol"), strict=True):
-        assert mos.data("jobs", "wait", run)["result"] == f"{who}/robot@1"
-    started = [next(event for event in mos.events(run) if event["event"] == "started") for run in runs]
-    ended = [next(event for event in mos.events(run) if event["event"] == "staged") for run in runs]
+    bob = str(mos.data(*cluster.concept("bob", "long", "--no-wait", steps=20_000))["run"])
+    wait_until(lambda: "started" in kinds(mos.data("jobs", "ls") and mos.events(bob)), "bob's training")
+    carol = mos.data(*cluster.concept("carol", "robot", steps=30))
+    assert carol["result"] == "carol/robot@1"
+    mos("jobs", "cancel", bob)
+    mos("jobs", "wait", bob, code=9)
+    started = [next(event for event in mos.events(run) if event["event"] == "started") for run in (bob, carol["run"])]
     assert started[0]["pid"] == started[1]["pid"]
-    assert started[1]["at"] < ended[0]["at"], "they trained one after the other"
-    resources = mos.data("cluster", "status")["resources"]
-    free, total = resources["CPU"]
-    assert free == total
+    assert kinds(mos.events(bob))[-1] == "cancelled", "bob's training was over before carol's"
+    assert cluster.weights("carol/robot") == cluster.trained_here("carol", "robot", 30)
+    wait_until(lambda: are_equal(mos.data("cluster", "status")["resources"]["CPU"]), "all is free", timeout_s=60)
 
 
 def test_the_cluster_publishes_for_an_owner_who_is_away(cluster: Cluster) -> None:
@@ -159,7 +173,7 @@ def test_a_fusion_and_an_evaluation_there_give_what_they_give_here(cluster: Clus
     mos = cluster.mos
     base = ("--base", cluster.folder / "base", "--registry", cluster.registry)
     options = ("-o", "sampling_steps=2", "-o", "latent_seeds=[0]", "-o", "solver=exact")
-    fusion = ("submit", "fusion", "alice/there", "bob/robot", *base, *options)
+    fusion = ("submit", "fusion", "alice/there", "carol/robot", *base, *options)
     plan = mos.data(*fusion, "--out", tmp_path / "there", "--dry-run")
     assert not (tmp_path / "there").exists()
     assert [len(entry["weights_sha256"]) for entry in plan["concepts"]] == [64, 64]
@@ -172,7 +186,7 @@ def test_a_fusion_and_an_evaluation_there_give_what_they_give_here(cluster: Clus
     weights = [(tmp_path / place / "fused.safetensors").read_bytes() for place in ("here", "there")]
     assert weights[0] == weights[1]
 
-    file = mos("concept", "pull", "bob/robot", "--registry", cluster.registry).strip()
+    file = mos("concept", "pull", "carol/robot", "--registry", cluster.registry).strip()
     words = ("submit", "evaluation", tmp_path / "there", f"erin/robot={file}", "--seeds", "1", "--steps", "2")
     suite = ("--suite", cluster.folder / "suite.toml", "--scorer", cluster.folder / "scorer", "--guidance", "1")
     references = ("--references", f"erin/robot={cluster.folder / 'photos'}")
@@ -205,12 +219,26 @@ def living_actors(cluster: Cluster) -> list[str]:
     script = (
         "from cluster.head import find_head\nfrom cluster.session import connected\n"
         "with connected(find_head().address):\n"
-        "    from ray.util.state import list_actors\n"
-        "    print(*[a.name or a.class_name for a in list_actors(limit=1000) if a.state != 'DEAD'])"
+        "    from ray._private.state import actors\n"
+        "    print(*[a['Name'] or a['ActorClassName'] for a in actors().values() if a['State'] != 'DEAD'])"
     )
     command = [cluster.mos._command(())[0], "-c", script]
     done = subprocess.run(command, env=cluster.mos.environment, capture_output=True, text=True, check=True)
     return [name for name in done.stdout.split() if name not in ("datasets_stats_actor", "AutoscalingRequester")]
+
+
+def is_driver_of(run: str, process_id: int) -> bool:
+    """Whether a process is Python at work on the run, and not the shell that started it."""
+    try:
+        words = Path(f"/proc/{process_id}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"jobs.driver" in words and run.encode() in words
+
+
+def are_equal(numbers: Sequence[float]) -> bool:
+    """Whether what is free is all there is."""
+    return len(set(numbers)) == 1
 
 
 def kinds(events: list[dict[str, Any]]) -> list[str]:

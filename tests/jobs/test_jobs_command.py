@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from cluster.runs import RunBook, RunRecord
 from cluster.states import RunState
+from jobs import remote_runs
 from jobs.cli import cli
 from mos.errors import BadInputError, JobFailedError, MosError, TryAgainError
 
@@ -48,6 +52,37 @@ def test_a_run_whose_driver_died_is_not_running_any_more(book: RunBook) -> None:
     shown = mos("ls").stdout
     assert "failed" in shown
     assert "mos jobs retry" in shown
+
+
+def test_a_cluster_that_does_not_answer_hides_no_run_and_is_named_once(book: RunBook) -> None:
+    for number in (1, 2):
+        record = RunRecord(run_id=f"{RUN}-{number}", kind="concept", owner="alice", subject="alice/robot")
+        book.start(replace(record, address="http://127.0.0.1:9", submission_id=record.run_id))
+        book.move(record.run_id, RunState.RUNNING)
+    listed = mos("ls", "--json")
+    assert [shown["state"] for shown in json.loads(listed.stdout)] == ["running", "running"]
+    assert listed.stderr.count("no job server answers") == 1
+
+
+def test_terminals_that_follow_one_run_at_once_write_each_of_its_events_down_once(
+    book: RunBook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = RunRecord(run_id=RUN, kind="concept", owner="alice", subject="alice/robot", spec={"registry": "r"})
+    book.start(replace(record, address="http://127.0.0.1:9", submission_id=RUN))
+    told = [{"event": "step", "step": step, "steps": 9, "loss": 1.0, "step_s": 1.0} for step in range(1, 10)]
+
+    def slowly(*_: str) -> list[dict[str, object]]:
+        time.sleep(0.05)
+        return told
+
+    monkeypatch.setattr(remote_runs, "job_status", lambda *_: "RUNNING")
+    monkeypatch.setattr(remote_runs, "job_events", slowly)
+    terminals = [threading.Thread(target=remote_runs.remote_state, args=(book, book.get(RUN))) for _ in range(4)]
+    for terminal in terminals:
+        terminal.start()
+    for terminal in terminals:
+        terminal.join()
+    assert [event["step"] for event in book.events(RUN)] == list(range(1, 10))
 
 
 def test_cancel_leaves_a_mark_that_the_driver_sees(book: RunBook) -> None:
