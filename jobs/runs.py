@@ -254,7 +254,7 @@ def events_of(run: str, *, follow: bool = False) -> Iterator[Event]:
 
 
 def wait_for(run: str, *, timeout_s: float | None = None) -> RunRecord:
-    """Wait until a run ends; a staged result is published here, where its owner's key is.
+    """Wait until a run ends, its progress on stderr; a staged result is published here, where its owner's key is.
 
     Raises:
         TryAgainError: If it has not ended within `timeout_s`.
@@ -263,8 +263,12 @@ def wait_for(run: str, *, timeout_s: float | None = None) -> RunRecord:
     book = RunBook()
     run_id = book.get(run).run_id
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    terminal, seen = Terminal(), sum(1 for _ in book.events(run_id))
     while True:
         record = refreshed(book, book.get(run_id))
+        for event in book.events(run_id, skip=seen):
+            seen += 1
+            terminal(run_id, event | {"subject": record.subject})
         if record.state is RunState.STAGED and not _is_alive(record) and not _is_published_there(record):
             record = refreshed(book, book.get(run_id))  # the cluster may have published it between two looks
             if record.state is RunState.STAGED:

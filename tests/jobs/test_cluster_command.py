@@ -144,11 +144,15 @@ def test_two_owners_share_one_trainer_which_ends_when_both_are_done(cluster: Clu
     mos = cluster.mos
     bob = str(mos.data(*cluster.concept("bob", "long", "--no-wait", steps=20_000))["run"])
     wait_until(lambda: "started" in kinds(mos.data("jobs", "ls") and mos.events(bob)), "bob's training")
-    carol = mos.data(*cluster.concept("carol", "robot", steps=30))
-    assert carol["result"] == "carol/robot@1"
+    with mos.start(*cluster.concept("carol", "robot", steps=30)) as submitting:
+        shown, _ = submitting.communicate()
+    assert submitting.returncode == 0, shown
+    assert "carol/robot  step " in shown
+    assert "carol/robot  published as carol/robot@1" in shown
     mos("jobs", "cancel", bob)
     mos("jobs", "wait", bob, code=9)
-    started = [next(event for event in mos.events(run) if event["event"] == "started") for run in (bob, carol["run"])]
+    (carol,) = [record["run_id"] for record in mos.runs() if record["subject"] == "carol/robot"]
+    started = [next(event for event in mos.events(run) if event["event"] == "started") for run in (bob, carol)]
     assert started[0]["pid"] == started[1]["pid"]
     assert kinds(mos.events(bob))[-1] == "cancelled", "bob's training was over before carol's"
     assert cluster.weights("carol/robot") == cluster.trained_here("carol", "robot", 30)
