@@ -1,6 +1,5 @@
 """The base's autoencoder: 64x64 pictures to 16x16 latents of eight channels, trained on crops, then whole pictures."""
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from mos.smallworld.architecture import build_autoencoder
 from mos.smallworld.pictures import SHARD_SIZE, draw_shard
+from mos.smallworld.run_files import log_line, write_checkpoint
 from mos.smallworld.workers import average_, barrier, run_workers
 from mos.smallworld.world import World
 
@@ -33,6 +34,7 @@ class AutoencoderConfig:
             the latents' fine structure decodable and easy to diffuse.
         num_shards: Shards of training pictures used.
         average_every: Steps between two averagings over the workers.
+        num_workers: Processes of one thread.
     """
 
     steps: int = 16000
@@ -45,23 +47,6 @@ class AutoencoderConfig:
     num_shards: int = 6
     average_every: int = 4
     num_workers: int = 2
-
-
-def build_autoencoder() -> AutoencoderKL:
-    """An untrained AutoencoderKL f4 (16, 32, 64) of eight latent channels."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
-        layers_per_block=1,
-        latent_channels=8,
-        norm_num_groups=8,
-        sample_size=64,
-        scaling_factor=1.0,
-        mid_block_add_attention=False,
-    )
 
 
 def train_autoencoder(
@@ -210,12 +195,9 @@ def _record(
     model.eval()
     line = {"step": step, "seconds": round(seconds, 1), "psnr": round(psnr(model, pictures[:96]), 2)}
     model.train()
-    with (directory / "autoencoder.jsonl").open("a", encoding="utf-8") as log:
-        log.write(json.dumps(line) + "\n")
+    log_line(directory / "autoencoder.jsonl", line)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    partial = directory / "autoencoder.ckpt.partial"
-    torch.save(state, partial)
-    partial.replace(directory / "autoencoder.ckpt")
+    write_checkpoint(directory / "autoencoder.ckpt", state)
 
 
 def _restore(directory: Path, model: AutoencoderKL, optimizer: torch.optim.Optimizer) -> int:

@@ -1,4 +1,4 @@
-"""The base's text encoder and U-Net: what they are built of, and their training on cached latents."""
+"""The base's text encoder and U-Net, trained on cached latents."""
 
 import json
 import math
@@ -10,20 +10,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from mos.smallworld.architecture import build_scheduler, build_text_encoder, build_unet
 from mos.smallworld.autoencoder import to_model_range
 from mos.smallworld.captions import caption_scene
 from mos.smallworld.pictures import SHARD_SIZE, draw_shard, num_subjects_at, scene_at
+from mos.smallworld.run_files import log_line, write_checkpoint
 from mos.smallworld.tokenizer import MAX_TOKENS, build_tokenizer
 from mos.smallworld.workers import average_, barrier, run_workers
 from mos.smallworld.world import World
-
-WIDTH = 128
-"""Width of the text encoder and of its embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,56 +60,6 @@ class BaseConfig:
     single_share: tuple[float, float] = (0.85, 0.55)
     num_shards: int = 24
     num_workers: int = 2
-
-
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained CLIP text encoder of two layers of 128; its config names the true end-of-text id."""
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=MAX_TOKENS,
-            projection_dim=WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def build_unet() -> UNet2DConditionModel:
-    """An untrained U-Net (64, 128, 192) with seven cross-attention layers and heads of width 32."""
-    unet = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=8,
-        out_channels=8,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(64, 128, 192),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=(2, 4, 6),
-        norm_num_groups=16,
-    )
-    unet.set_attn_processor(AttnProcessor())
-    return unet
-
-
-def build_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule, predicting v."""
-    return DDIMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
 
 
 def timestep_weight(alphas_cumprod: torch.Tensor, gamma: float, power: float) -> torch.Tensor:
@@ -201,9 +149,9 @@ class BaseTraining:
         torch.manual_seed(seed)
         self.config, self.device = config, device
         self.tokenizer = build_tokenizer()
-        self.modules = torch.nn.ModuleDict(
-            {"text_encoder": build_text_encoder(self.tokenizer), "unet": build_unet()}
-        ).to(device)
+        text_encoder, unet = build_text_encoder(self.tokenizer), build_unet()
+        unet.set_attn_processor(AttnProcessor())  # plain attention: the fused kernel is slower for narrow heads here
+        self.modules = torch.nn.ModuleDict({"text_encoder": text_encoder, "unet": unet}).to(device)
         self.optimizer = torch.optim.AdamW(
             self.modules.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
         )
@@ -346,8 +294,7 @@ def _train(
         training.load_state_dict(torch.load(directory / "base.ckpt", weights_only=True))
     for line in _steps(training, cache, rank=rank, seed=seed):
         if rank == 0:
-            with (directory / "base.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            log_line(directory / "base.jsonl", line)
             if training.step % config.checkpoint_every == 0 or training.step >= config.steps:
                 _checkpoint(training, autoencoder, directory)
     barrier()
@@ -373,8 +320,6 @@ def _steps(training: BaseTraining, cache: LatentCache, *, rank: int, seed: int) 
 
 
 def _checkpoint(training: BaseTraining, autoencoder: AutoencoderKL, directory: Path) -> None:
-    partial = directory / "base.ckpt.partial"
-    torch.save(training.state_dict(), partial)
-    partial.replace(directory / "base.ckpt")
+    write_checkpoint(directory / "base.ckpt", training.state_dict())
     export_base(training, autoencoder, directory / "base")
     (directory / "base.json").write_text(json.dumps({"step": training.step, **asdict(training.config)}))

@@ -1,6 +1,5 @@
 """Training of the attribute probe on whole pictures, on halves and quarters, and on crops around a subject."""
 
-import json
 import math
 import time
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from safetensors.torch import save_file
 from mos.smallworld.pictures import SHARD_SIZE, draw_shard, scene_at
 from mos.smallworld.probe import HEADS, Probe, prepare
 from mos.smallworld.render import Scene, Subject
+from mos.smallworld.run_files import log_line
 from mos.smallworld.world import PICTURE_SIZE, World
 
 
@@ -66,8 +66,7 @@ def train_probe(directory: Path, world: World, config: ProbeConfig, *, seed: int
                 "loss": round(float(loss.detach()), 4),
                 "seconds": round(time.monotonic() - started),
             }
-            with (directory / "probe.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            log_line(directory / "probe.jsonl", line)
     return save_probe(probe, directory / "probe")
 
 

@@ -1,6 +1,5 @@
 """The scorer: a small CLIP trained on captions and on telling individuals apart."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer, CLIPVisionConfig
 
+from mos.smallworld.architecture import WIDTH, text_config
 from mos.smallworld.captions import caption_scene
 from mos.smallworld.render import Scene, compose_scene, render_scene
+from mos.smallworld.run_files import log_line
 from mos.smallworld.tokenizer import MAX_TOKENS, build_tokenizer
 from mos.smallworld.world import World, sample_identity
-
-WIDTH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +42,6 @@ class ScorerConfig:
 
 def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
     """An untrained CLIPModel for 64x64 pictures; its text tower has the shape of the base's text encoder."""
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=WIDTH,
-        intermediate_size=4 * WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=MAX_TOKENS,
-        projection_dim=WIDTH,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
@@ -64,7 +51,9 @@ def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
         patch_size=8,
         projection_dim=WIDTH,
     )
-    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH))
+    return CLIPModel(
+        CLIPConfig(text_config=text_config(tokenizer).to_dict(), vision_config=vision.to_dict(), projection_dim=WIDTH)
+    )
 
 
 def train_scorer(directory: Path, world: World, config: ScorerConfig, *, seed: int, device: str = "cpu") -> Path:
@@ -97,8 +86,7 @@ def train_scorer(directory: Path, world: World, config: ScorerConfig, *, seed: i
                 "loss": round(float(loss.detach()), 4),
                 "seconds": round(time.monotonic() - started),
             }
-            with (directory / "scorer.jsonl").open("a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
+            log_line(directory / "scorer.jsonl", line)
     return save_scorer(model, tokenizer, directory / "scorer")
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from mos.smallworld import base
-from mos.smallworld.autoencoder import build_autoencoder, normalise_latents, reconstruction_loss
+from mos.smallworld.architecture import build_autoencoder, build_text_encoder, build_unet
+from mos.smallworld.autoencoder import normalise_latents, reconstruction_loss
 from mos.smallworld.base import BaseConfig, BaseTraining, LatentCache, learning_rate, timestep_weight
 from mos.smallworld.pictures import SHARD_SIZE
 from mos.smallworld.pretrain import main
+from mos.smallworld.tokenizer import build_tokenizer
 from mos.smallworld.world import World
 
 
@@ -95,10 +96,10 @@ def test_training_goes_on_from_a_checkpoint_as_if_never_stopped(cache):
 
 
 def test_the_base_has_seven_cross_attention_layers_and_the_true_end_of_text():
-    tokenizer = base.build_tokenizer()
-    names = [name for name, _ in base.build_unet().named_modules() if name.endswith("attn2")]
+    tokenizer = build_tokenizer()
+    names = [name for name, _ in build_unet().named_modules() if name.endswith("attn2")]
     assert len(names) == 7
-    assert base.build_text_encoder(tokenizer).config.eos_token_id == tokenizer.eos_token_id
+    assert build_text_encoder(tokenizer).config.eos_token_id == tokenizer.eos_token_id
 
 
 def test_pretrain_says_what_is_missing(tmp_path, capsys):
