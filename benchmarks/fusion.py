@@ -127,10 +127,10 @@ def _grown_problem(
 
 def pipeline_rows() -> list[Row]:
     """The whole fusion of three concepts on the small base, where its weights are there."""
-    from benchmarks.random_concepts import random_concept
     from mos.base_model import load_base
     from mos.errors import NotFoundError
     from mos.fusion import fuse
+    from mos.random_concept import random_concept
 
     name, how = "small base, 3 concepts, whole fusion", "random updates of rank 4; recording, solving, measuring"
     try:
@@ -152,9 +152,9 @@ def gpu_rows() -> list[Row]:
     name = "14 concepts on full-size SD 1.5, one GPU"
     if not torch.cuda.is_available():
         return [Row(name=name, value=None, unit="s", goal="<= 60", how=how + "; no GPU here")]
-    from benchmarks.random_concepts import random_concept
     from mos.fusion import fuse
     from mos.random_base import random_base
+    from mos.random_concept import random_concept
 
     base = random_base(size="full")
     sources = [random_concept(base, f"owner/concept-{index}@1", index, rank=RANK) for index in range(14)]

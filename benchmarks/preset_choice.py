@@ -23,6 +23,7 @@ from mos.base_model import BaseModel, load_base
 from mos.concept import ConceptRef
 from mos.edlora.adapter import Adapter
 from mos.evaluation.claim import ClaimConfig, ClaimSubject, measure_cell
+from mos.evaluation.intervals import bootstrap_mean
 from mos.evaluation.scorer import ClipScorer
 from mos.evaluation.scoring import PictureScorer
 from mos.smallworld.assets import load_probe, scorer_path
@@ -38,6 +39,7 @@ def main() -> None:
     """Train and judge every variant, print, and write benchmarks/results/preset_choice.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("variants", nargs="*", default=[""], metavar="NAME=VALUE,...")
+    parser.add_argument("--classes", nargs="+", default=CLASSES, help="one individual each")
     parser.add_argument("--seed", type=int, default=7, help="of the individuals and of training")
     parser.add_argument("--pictures", type=int, default=36, help="judged a concept")
     parser.add_argument("--without-words", action="store_true", help="leave out the pictures by the words alone")
@@ -46,27 +48,34 @@ def main() -> None:
     base = load_base()
     scorer = PictureScorer(clip=ClipScorer.load(scorer_path()), probe=load_probe())
     config = ClaimConfig(pictures_per_concept=options.pictures)
+    chosen = [individual(class_name, options.seed) for class_name in options.classes]
     rows: list[Row] = []
     for text in options.variants:
-        rows += measure(base, scorer, text, options.seed, config, has_words=not options.without_words)
-        print("\n".join(f"{row.name:<70} {row.value:8.3f} {row.unit}" for row in rows), flush=True)
+        found = measure(base, scorer, text, chosen, options.seed, config, has_words=not options.without_words)
+        print("\n".join(f"{row.name:<70} {row.value:8.3f} {row.unit}  {row.how}" for row in found), flush=True)
+        rows += found
     write_results("preset_choice", rows)
 
 
 def measure(
-    base: BaseModel, scorer: PictureScorer, text: str, seed: int, config: ClaimConfig, *, has_words: bool
+    base: BaseModel,
+    scorer: PictureScorer,
+    text: str,
+    individuals: Sequence[tuple[ClaimSubject, ConceptData]],
+    seed: int,
+    config: ClaimConfig,
+    *,
+    has_words: bool,
 ) -> list[Row]:
-    """Train three individuals by one variant; its cost, and what is kept of each."""
-    subjects, concepts, seconds, shares = [], [], [], []
-    for class_name in CLASSES:
-        subject, data = individual(class_name, seed)
+    """Train every individual by one variant; its cost, and what is kept of each."""
+    concepts, seconds, shares = [], [], []
+    for _, data in individuals:
         started = time.process_time()
         edlora = train_concept(base, data, preset_for(base.facts).with_options(**{"seed": seed} | parsed(text)))
         seconds.append(time.process_time() - started)
-        subjects.append(subject)
         concepts.append(edlora)
         shares.append(embedding_share(base, data, edlora))
-    name = text or "preset"
+    name, subjects = text or "preset", [subject for subject, _ in individuals]
     how = f"seed {seed}, {config.pictures_per_concept} pictures a concept"
     rows = [Row(name=f"{name}: training", value=fmean(seconds), unit="CPU s a concept", how=how)]
     rows += kept(base, scorer, name, subjects, adapters(subjects, concepts), config)
@@ -112,7 +121,9 @@ def kept(
         Row(name=f"{name}: {ref}", value=fmean(scores), unit="identity kept", how=f"{len(scores)} pictures")
         for ref, scores in by_concept.items()
     ]
-    return [*rows, Row(name=f"{name}: all", value=fmean(row.value or 0.0 for row in rows), unit="identity kept")]
+    every = bootstrap_mean([score for scores in by_concept.values() for score in scores])
+    how = f"95 % over {every.count} pictures: {every.low:.3f} to {every.high:.3f}"
+    return [*rows, Row(name=f"{name}: all", value=every.mean, unit="identity kept", how=how)]
 
 
 def share_row(name: str, subject: ClaimSubject, share: EmbeddingShare) -> Row:

@@ -19,7 +19,10 @@ _WORDS = (
 _FULL_VOCABULARY = 49408
 
 
-def random_base(family: str = "sd1", seed: int = 0, size: str = "tiny") -> BaseModel:
+_TEXT_WIDTH = 16
+
+
+def random_base(family: str = "sd1", seed: int = 0, size: str = "tiny", *, text_width: int = _TEXT_WIDTH) -> BaseModel:
     """Build a base with random weights.
 
     Args:
@@ -28,30 +31,33 @@ def random_base(family: str = "sd1", seed: int = 0, size: str = "tiny") -> BaseM
         seed: of the weights; the same seed gives the same fingerprint.
         size: ``"tiny"`` (milliseconds a step), ``"small"`` (the small world's shapes) or ``"full"`` (Stable
             Diffusion 1.5's); the last two for family sd1 only.
+        text_width: of a tiny base's text encoder (SDXL's second is twice as wide).
 
     Returns:
         A frozen float32 base on the CPU, its pictures 32 px (tiny), 64 px (small) or 512 px (full) a side.
     """
     is_known = family in ("sd1", "sd2", "sdxl") and size in ("tiny", "small", "full")
-    if not is_known or (size != "tiny" and family != "sd1"):
-        raise ValueError(f"no random base of family {family!r} and size {size!r}")
+    if not is_known or (size != "tiny" and (family, text_width) != ("sd1", _TEXT_WIDTH)):
+        raise ValueError(f"no random base of family {family!r}, size {size!r} and text width {text_width}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {"tiny": _tiny, "small": _small, "full": _full}[size](family)
+        if size == "tiny":
+            return _tiny(family, text_width)
+        return _small() if size == "small" else _full()
 
 
 _TINY_ENCODERS: dict[str, tuple[dict[str, Any], ...]] = {
-    "sd1": ({"hidden": 16, "layers": 2},),
-    "sd2": ({"hidden": 16, "layers": 3, "hidden_act": "gelu", "pad_token": "!"},),
+    "sd1": ({"layers": 2},),
+    "sd2": ({"layers": 3, "hidden_act": "gelu", "pad_token": "!"},),
     "sdxl": (
-        {"hidden": 16, "layers": 2, "legacy_eos": True},
-        {"hidden": 32, "layers": 3, "hidden_act": "gelu", "pad_token": "!", "legacy_eos": True},
+        {"layers": 2, "legacy_eos": True},
+        {"layers": 3, "hidden_act": "gelu", "pad_token": "!", "legacy_eos": True},
     ),
 }
 """What sets the families' text encoders apart: SD 2.x and XL's second use another activation and pad with '!'."""
 
 
-def _tiny(family: str) -> BaseModel:
+def _tiny(family: str, text_width: int) -> BaseModel:
     encoders: dict[str, CLIPTextModel] = {}
     tokenizers: dict[str, CLIPTokenizer] = {}
     for index, given in enumerate(_TINY_ENCODERS[family]):
@@ -60,7 +66,12 @@ def _tiny(family: str) -> BaseModel:
             max_length=77 if family == "sdxl" else 24, pad_token=options.pop("pad_token", None)
         )
         encoders[name] = _text_encoder(
-            tokenizers[name], vocab_size=len(tokenizers[name]), heads=2, with_projection=index == 1, **options
+            tokenizers[name],
+            vocab_size=len(tokenizers[name]),
+            hidden=text_width * (index + 1),
+            heads=2,
+            with_projection=index == 1,
+            **options,
         )
     vae = AutoencoderKL(
         block_out_channels=(8, 8, 16),
@@ -73,7 +84,7 @@ def _tiny(family: str) -> BaseModel:
     )
     return assemble(
         name=f"random-{family}-tiny",
-        unet=_tiny_unet(family),
+        unet=_tiny_unet(family, text_width),
         text_encoders=encoders,
         tokenizers=tokenizers,
         vae=vae,
@@ -81,7 +92,7 @@ def _tiny(family: str) -> BaseModel:
     )
 
 
-def _tiny_unet(family: str) -> UNet2DConditionModel:
+def _tiny_unet(family: str, text_width: int) -> UNet2DConditionModel:
     options: dict[str, Any] = {
         "sample_size": 8,
         "block_out_channels": (16, 32),
@@ -90,57 +101,40 @@ def _tiny_unet(family: str) -> UNet2DConditionModel:
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
         "norm_num_groups": 8,
         "attention_head_dim": 2,
-        "cross_attention_dim": 16,
+        "cross_attention_dim": text_width,
     }
     if family in ("sd2", "sdxl"):
         options |= {"use_linear_projection": True}
     if family == "sdxl":
         options |= {
-            "cross_attention_dim": 48,
+            "cross_attention_dim": 3 * text_width,
             "transformer_layers_per_block": (1, 2),
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": 8,
-            "projection_class_embeddings_input_dim": 6 * 8 + 32,
+            "projection_class_embeddings_input_dim": 6 * 8 + 2 * text_width,
         }
     return UNet2DConditionModel(**options)
 
 
-def _small(family: str) -> BaseModel:
-    tokenizer = small_tokenizer(max_length=48)
+def _small() -> BaseModel:
+    from mos.smallworld import architecture
+    from mos.smallworld.tokenizer import build_tokenizer
+
+    tokenizer = build_tokenizer()
     return assemble(
-        name=f"random-{family}-small",
-        unet=UNet2DConditionModel(
-            sample_size=16,
-            in_channels=8,
-            out_channels=8,
-            down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            block_out_channels=(64, 128, 192),
-            layers_per_block=1,
-            cross_attention_dim=128,
-            attention_head_dim=(2, 4, 6),
-            norm_num_groups=16,
-        ),
-        text_encoders={
-            "text_encoder": _text_encoder(tokenizer, vocab_size=len(tokenizer), hidden=128, layers=2, heads=4)
-        },
+        name="random-sd1-small",
+        unet=architecture.build_unet(),
+        text_encoders={"text_encoder": architecture.build_text_encoder(tokenizer)},
         tokenizers={"text_encoder": tokenizer},
-        vae=AutoencoderKL(
-            block_out_channels=(16, 32, 64),
-            down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3,
-            latent_channels=8,
-            norm_num_groups=8,
-            sample_size=64,
-        ),
-        scheduler=_scheduler("v_prediction"),
+        vae=architecture.build_autoencoder(),
+        scheduler=DDPMScheduler.from_config(architecture.build_scheduler().config),
     )
 
 
-def _full(family: str) -> BaseModel:
+def _full() -> BaseModel:
     tokenizer = small_tokenizer(max_length=77, vocab_size=_FULL_VOCABULARY)
     return assemble(
-        name=f"random-{family}-full",
+        name="random-sd1-full",
         unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
         text_encoders={
             "text_encoder": _text_encoder(tokenizer, vocab_size=_FULL_VOCABULARY, hidden=768, layers=12, heads=12)

@@ -4,7 +4,6 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from benchmarks.random_concepts import random_concept
 from cluster.places import RegistryPlaces
 from cluster.staging import neutral, stage_pictures
 from cluster.trainer import TrainingRequest
@@ -12,6 +11,7 @@ from mos.artifact import artifact_bytes
 from mos.base_model import BaseModel
 from mos.concept import ConceptRef
 from mos.fusion import FusionConfig, FusionExecutor, FusionSource, StageRule, fuse, write_fused
+from mos.random_concept import random_concept
 from mos.training import TrainingConfig, train_concept
 from tests.mos.training.concepts import FAST, made_up_concept
 

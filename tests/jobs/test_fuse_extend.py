@@ -7,12 +7,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from benchmarks.random_concepts import random_concept
 from jobs.cli import cli
 from jobs.fuse_concepts import FusionTime, read_time, write_time
 from mos.artifact import write_artifact
 from mos.base_model import load_base
 from mos.fusion import FusedModel, read_fused
+from mos.random_concept import random_concept
 from registry import Registry
 from tests.bases import saved_random_base
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.random_concepts import random_concept
 from jobs.commands.fuse import _extended
 from jobs.submission import parse_options
 from mos.errors import UsageError
 from mos.fusion import FusionConfig, StageRule, fuse, write_fused
 from mos.random_base import random_base
+from mos.random_concept import random_concept
 
 
 def test_extend_takes_concepts_and_options_of_the_model(tmp_path: Path) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from benchmarks.random_concepts import random_concept
 from mos.base_model import BaseModel
 from mos.fusion import FusionConfig, FusionSource, StageRule
 from mos.random_base import random_base
+from mos.random_concept import random_concept
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.random_concepts import random_concept
 from mos.base_model import BaseModel, fingerprint
 from mos.concept import ConceptRef
 from mos.edlora.adapter import Adapter, applied
@@ -33,6 +32,7 @@ from mos.fusion import (
     site_cost,
     write_fused,
 )
+from mos.random_concept import random_concept
 
 MakeConfig = Callable[..., FusionConfig]
 

@@ -2,16 +2,17 @@
 
 import pytest
 
-from benchmarks.random_concepts import random_concept
 from mos.base_model import BaseModel
 from mos.fusion import FusionConfig, FusionSource, StageRule, fuse
 from mos.fusion.config import PAPER_PROMPTS
-from tests.mos.fusion.bases import wide_text_base
+from mos.random_base import random_base
+from mos.random_concept import random_concept
 
 
 @pytest.fixture(scope="module")
 def wide_base() -> BaseModel:
-    return wide_text_base()
+    """Wide enough for an update of its text encoder to overfit the prompts."""
+    return random_base(text_width=128)
 
 
 @pytest.fixture(scope="module")
