@@ -8,8 +8,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from mos.artifact import card_metadata
 from mos.base_model import BaseModel
+from mos.card import card_metadata
 from mos.concept import check_name
 from mos.edlora.adapter import Adapter, check_adapter
 from mos.errors import BadInputError

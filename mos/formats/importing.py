@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mos.artifact import ArtifactCard, ArtifactError, EDLoRA, parse_card
+from mos.artifact import ArtifactError, EDLoRA
 from mos.base_model import BaseModel
+from mos.card import ArtifactCard, parse_card
 from mos.edlora.lora import LowRank
 from mos.errors import BadInputError
 from mos.facts import TUNABLE, BaseFacts, tuned_linears
