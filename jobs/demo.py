@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,11 @@ from mos.errors import BadInputError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from jobs.demo_pictures import DemoPictures
     from mos.base_model import BaseModel
     from mos.edlora.adapter import Adapter
-    from mos.evaluation.claim import ClaimResult
+    from mos.evaluation.claim import ClaimResult, ClaimSubject
+    from mos.fusion import FusionSource
     from mos.smallworld.world import Identity
     from registry import Registry, Resolved
 
@@ -228,45 +230,17 @@ class _Demo:
         """Score each concept before and after fusion, beside baselines, ceilings and floors."""
         from cluster.claim import measure_cells
         from jobs.fuse_concepts import load_sources
-        from mos.evaluation.claim import (
-            CEILING_AUTOENCODER,
-            CEILING_RENDERS,
-            FLOOR_BASE,
-            FLOOR_OTHER,
-            ClaimConfig,
-            ClaimSubject,
-            conclude_claim,
-        )
-        from mos.fusion import FusionConfig, fuse
+        from mos.evaluation.claim import ClaimConfig, conclude_claim
 
         config = self._config
         if config.pictures_per_concept == 0:
             return None
         with self.meter.phase("evaluate", f"{config.pictures_per_concept} pictures a concept, by every method"):
-            sources = load_sources(registry, found, base)
-            averaged, summed = (fuse(base, sources, FusionConfig(strategy=name)).adapter for name in ("average", "sum"))
-            names = [str(source.ref) for source in sources]
-            cells: dict[str, Mapping[str, Adapter] | None] = {
-                "gradient": dict.fromkeys(names, fused),
-                "single": {str(source.ref): source.edlora.adapter(source.ref) for source in sources},
-                "average": dict.fromkeys(names, averaged),
-                "sum": dict.fromkeys(names, summed),
-                FLOOR_BASE: None,
-                CEILING_AUTOENCODER: None,
-                CEILING_RENDERS: None,
-                FLOOR_OTHER: None,
-            }
-            by_name = {(owner.name, owner.class_word): owner for owner in owners}
-            subjects = [
-                ClaimSubject(ref=item.ref, identity=owner.identity, references=owner.pictures)
-                for item in found
-                for owner in [by_name[item.ref.owner, item.ref.name]]
-            ]
             outcomes, intervals = measure_cells(
-                cells,
+                _cells(base, load_sources(registry, found, base), fused),
                 config.base,
                 config.scorer,
-                subjects,
+                _subjects(owners, found),
                 ClaimConfig(pictures_per_concept=config.pictures_per_concept),
                 self._options,
                 say=self._say,
@@ -287,7 +261,7 @@ class _Demo:
 
         trainers = [item for item in self.intervals if item.role == "trainer"]
         solvers = [item for item in self.intervals if item.role == "solver"]
-        costs = [*self.meter.costs, replace(total(self.meter.costs))]
+        costs = [*self.meter.costs, total(self.meter.costs)]
         path = write_report(
             self._config.out,
             owners=owners,
@@ -308,6 +282,36 @@ class _Demo:
         return path
 
 
+def _cells(
+    base: "BaseModel", sources: Sequence["FusionSource"], fused: "Adapter"
+) -> dict[str, Mapping[str, "Adapter"] | None]:
+    """What draws every concept in each cell of the identity claim; None for what needs no concept."""
+    from mos.evaluation.claim import AVERAGE, FLOOR_BASE, GRADIENT, MARKS, SINGLE, SUM
+    from mos.fusion import FusionConfig, fuse
+
+    names = [str(source.ref) for source in sources]
+    averaged, summed = (fuse(base, sources, FusionConfig(strategy=name)).adapter for name in (AVERAGE, SUM))
+    return {
+        GRADIENT: dict.fromkeys(names, fused),
+        SINGLE: {str(source.ref): source.edlora.adapter(source.ref) for source in sources},
+        AVERAGE: dict.fromkeys(names, averaged),
+        SUM: dict.fromkeys(names, summed),
+        FLOOR_BASE: None,
+        **dict.fromkeys(MARKS),
+    }
+
+
+def _subjects(owners: Sequence[Owner], found: Sequence["Resolved"]) -> "list[ClaimSubject]":
+    from mos.evaluation.claim import ClaimSubject
+
+    by_name = {(owner.name, owner.class_word): owner for owner in owners}
+    return [
+        ClaimSubject(ref=item.ref, identity=owner.identity, references=owner.pictures)
+        for item in found
+        for owner in [by_name[item.ref.owner, item.ref.name]]
+    ]
+
+
 def _say_costs(costs: Sequence[PhaseCost], say: Callable[[str], None]) -> None:
     for cost in costs:
         say(
@@ -319,7 +323,3 @@ def _say_costs(costs: Sequence[PhaseCost], say: Callable[[str], None]) -> None:
 def machine() -> str:
     """This machine in a few words."""
     return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-
-
-if TYPE_CHECKING:
-    from jobs.demo_pictures import DemoPictures

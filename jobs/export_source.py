@@ -37,6 +37,7 @@ class ExportSource:
         allows_derivatives: False where the licence forbids merging.
         tags: words to find it by.
         previews: pictures.
+        recipe: how it was made, for the file's metadata.
     """
 
     adapter: Adapter

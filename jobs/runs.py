@@ -68,12 +68,7 @@ def submit_concept(
     """
     from registry import Registry
 
-    if not ray_address and not is_waiting:
-        raise BadInputError(
-            "--no-wait needs a cluster that goes on alone; give --ray-address (`mos cluster up` starts one)"
-        )
-    if grant_days and not ray_address:
-        raise BadInputError("--grant-days is for a cluster that publishes while you are away; give --ray-address")
+    _check_alone(ray_address, is_waiting=is_waiting, grant_days=grant_days)
     facts = facts_for(spec)
     prepared = prepare(spec, facts)
     if is_dry_run:
@@ -81,12 +76,11 @@ def submit_concept(
     registry = Registry.open(registry_url, create=registry_url == DEFAULT_REGISTRY)  # one's own needs no ceremony
     book = RunBook()
     known = book.find(prepared.run_id)
-    if known is not None and known.spec["registry"] != registry.url:
-        known = None  # done for another registry, which says nothing about this one
-    if known is not None and known.state is RunState.DONE:
-        return outcome_of(known) | {"note": "this run was done before; nothing was trained"}
-    if known is not None and not known.state.is_final and _is_alive(known):
-        return outcome_of(wait_for(prepared.run_id)) if is_waiting else outcome_of(known)
+    if known is not None and known.spec["registry"] == registry.url:  # done for another one, it says nothing
+        if known.state is RunState.DONE:
+            return outcome_of(known) | {"note": "this run was done before; nothing was trained"}
+        if not known.state.is_final and _is_alive(known):
+            return outcome_of(wait_for(prepared.run_id)) if is_waiting else outcome_of(known)
     Terminal().say(expectation(prepared, facts))
     if not ray_address:
         return outcome_of(_train_here(prepared, registry, book, checkpoint_every))
@@ -98,6 +92,16 @@ def submit_concept(
         prepared, registry, book, ray_address, checkpoint_every=checkpoint_every, grant=grant
     )
     return outcome_of(wait_for(record.run_id) if is_waiting else record)
+
+
+def _check_alone(ray_address: str | None, *, is_waiting: bool, grant_days: int) -> None:
+    """Refuse what only a cluster that goes on alone can do."""
+    if not ray_address and not is_waiting:
+        raise BadInputError(
+            "--no-wait needs a cluster that goes on alone; give --ray-address (`mos cluster up` starts one)"
+        )
+    if grant_days and not ray_address:
+        raise BadInputError("--grant-days is for a cluster that publishes while you are away; give --ray-address")
 
 
 def _train_here(prepared: PreparedConcept, registry: "Registry", book: RunBook, checkpoint_every: int) -> RunRecord:

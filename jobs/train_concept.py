@@ -6,7 +6,7 @@ sees numbered pictures in the run's private place and leaves an unsigned artifac
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -339,8 +339,3 @@ def raise_if_failed(event: Event) -> None:
         error.exit_code = int(event.get("exit_code", JobFailedError.exit_code))
         raise error
     raise JobFailedError(f"{event['run_id']}: {event['event']}; `mos jobs retry {event['run_id']}` goes on")
-
-
-def with_owner_licence(spec: ConceptSpec, licence: str | None) -> ConceptSpec:
-    """The spec with a licence from the command line, if one was given."""
-    return replace(spec, licence=licence) if licence else spec

@@ -132,12 +132,6 @@ class Administrator:
         )
         return self._write(changed)
 
-    def set_limits(self, limits: Limits) -> RegistryRecord:
-        """Replace the registry's limits; they hold for what is examined from now on."""
-        record = replace(self._shelf.record, limits=limits)
-        self._shelf.store.put(REGISTRY, record.sign(self._key))
-        return record
-
     def owners(self) -> list[str]:
         """Names of all enrolled owners."""
         names = (stored.key.removeprefix(OWNERS) for stored in self._shelf.store.list(OWNERS))

@@ -171,9 +171,6 @@ class Registry:
         run_id: str,
         licence: Licence | str = "",
         details: Details | None = None,
-        previews: Sequence[Path] = (),
-        title: str = "",
-        tags: Sequence[str] = (),
         grant: Envelope | None = None,
         allow_unlisted: bool = False,
     ) -> ConceptRef:
@@ -188,9 +185,6 @@ class Registry:
             run_id: The run that made it.
             licence: The terms, or the name of known ones; those of a fusion follow from its sources.
             details: Title, description, tags, previews.
-            previews: Short for `details.previews`.
-            title: Short for `details.title`.
-            tags: Short for `details.tags`.
             grant: The owner's permission, when `key` is not the owner's.
             allow_unlisted: Whether the sources of a fusion may be unlisted.
 
@@ -202,19 +196,13 @@ class Registry:
             LicenceError: If a source of a fusion forbids merging.
             StoreBusyError: If the store fails; running it again converges.
         """
-        details = details or Details()
-        details = replace(
-            details,
-            previews=tuple(previews) or details.previews,
-            title=title or details.title,
-            tags=tuple(tags) or details.tags,
-        )
         package = read_package(check_exists(Path(path)))
         terms = Licence.named(licence or DEFAULT_LICENCE) if isinstance(licence, str) else licence
         lineage: tuple[Source, ...] = ()
         if package.kind == "fusion":
             lineage, terms = self._lineage(package.sources, allow_unlisted)
-        return self.publish_package(package, ref, key, run_id, terms, details, lineage=lineage, grant=grant).ref
+        told = details or Details()
+        return self.publish_package(package, ref, key, run_id, terms, told, lineage=lineage, grant=grant).ref
 
     def publish_package(
         self,

@@ -23,7 +23,6 @@ SELFTEST = "selftest/"
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,199}){0,9}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MANIFEST = re.compile(r"users/([^/]+)/m/([^/]+)/([0-9]{6})\.json")
-_EVENT = re.compile(r"users/([^/]+)/ev/([^/]+)/([0-9]{6})/([0-9]{4})\.json")
 _HINT = re.compile(r"inbox/([^/]+)/[0-9A-HJKMNP-TV-Z]{26}(?:\.([a-z0-9-]+))?")
 _SNAPSHOT = re.compile(r"catalog/log/([0-9]{20})\.json")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -98,13 +97,6 @@ def event_key(ref: ConceptRef, number: int) -> str:
     if ref.version is None or not 1 <= number <= 9999:
         raise BadInputError(f"{ref}: event {number} has no place; a version has at most 9999 events")
     return f"{events_prefix(ref)}{number:04d}.json"
-
-
-def parse_event_key(key: str) -> tuple[ConceptRef, int] | None:
-    """The version and number of an event's key, or None for any other key."""
-    match = _EVENT.fullmatch(key)
-    ref = _reference(match.group(1), match.group(2), match.group(3)) if match else None
-    return (ref, int(match.group(4))) if match and ref else None
 
 
 def hint_key(owner: str, name: str | None, ulid: str) -> str:

@@ -1,6 +1,8 @@
 """`mos evaluation show | compare | report`, and `mos submit evaluation` that fills what they show."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -185,17 +187,12 @@ def submit_evaluation(
     )
     job = prepare_evaluation(request)
     if dry_run:
-        plan = describe_evaluation(job)
-        print_json(plan) if as_json else click.echo("\n".join(f"{name:<18} {value}" for name, value in plan.items()))
+        _print_values(describe_evaluation(job), as_json=as_json)
         return
     if ray_address and not no_ray:
         from jobs.remote_evaluation import submit_remote_evaluation
 
-        sent = submit_remote_evaluation(request, job, ray_address, is_waiting=is_waiting)
-        if as_json:
-            print_json(sent)
-        else:
-            click.echo("\n".join(f"{name:<18} {value}" for name, value in sent.items()))
+        _print_values(submit_remote_evaluation(request, job, ray_address, is_waiting=is_waiting), as_json=as_json)
         return
     outcome = run_here(job, ray_address=None, on_block=_say, use_ray=not no_ray)
     if as_json:
@@ -203,6 +200,10 @@ def submit_evaluation(
     else:
         click.echo(f"{outcome.digest[:12]}  {outcome.num_rows} pictures scored, {outcome.num_found} blocks were there")
         click.echo(f"mos evaluation show {outcome.digest[:12]}", err=True)
+
+
+def _print_values(values: Mapping[str, Any], *, as_json: bool) -> None:
+    print_json(values) if as_json else click.echo("\n".join(f"{name:<18} {value}" for name, value in values.items()))
 
 
 def _say(done: int, total: int) -> None:

@@ -2,12 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from jobs.commands.submit import ray_address_option
 from jobs.options import base_option, json_option, print_json, registry_option
 from mos.errors import UsageError
+
+if TYPE_CHECKING:
+    from jobs.fuse_concepts import FusionOutcome
 
 
 @click.command("fuse")
@@ -67,7 +71,7 @@ def command(
       mos fuse --from-registry alice/robot bob/cat carol/house --out fused/
       mos fuse --extend fused/ --add dave/mug --remove bob/cat --out other/
     """
-    from jobs.fuse_concepts import read_time, run_fusion
+    from jobs.fuse_concepts import run_fusion
     from jobs.submission import fusion_spec
     from registry import Registry
 
@@ -89,14 +93,29 @@ def command(
         cache=cache,
         merge=merge,
     )
-    words = list(outcome.model.words)
     if as_json:
-        data = {"out": str(outcome.out), "words": words, "published": outcome.published, "concepts": outcome.locked}
-        times = {"seconds": outcome.time.seconds, "spared_seconds": outcome.time.spared_seconds}
-        print_json(data | {"report": outcome.model.report, "time": times})
-        return
+        _print_data(outcome)
+    else:
+        _print_lines(outcome, extend)
+
+
+def _print_data(outcome: "FusionOutcome") -> None:
+    data = {
+        "out": str(outcome.out),
+        "words": list(outcome.model.words),
+        "published": outcome.published,
+        "concepts": outcome.locked,
+        "report": outcome.model.report,
+        "time": {"seconds": outcome.time.seconds, "spared_seconds": outcome.time.spared_seconds},
+    }
+    print_json(data)
+
+
+def _print_lines(outcome: "FusionOutcome", extend: Path | None) -> None:
+    from jobs.fuse_concepts import read_time
+
     click.echo(f"fused model  {outcome.out}")
-    click.echo(f"words        {' '.join(words)}")
+    click.echo(f"words        {' '.join(outcome.model.words)}")
     click.echo(f"time         {outcome.time}")
     before = None if extend is None else read_time(extend)
     if before is not None:

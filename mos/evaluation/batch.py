@@ -15,7 +15,7 @@ import numpy as np
 from mos.base_model import BaseModel
 from mos.edlora.adapter import Adapter
 from mos.errors import BadInputError, NotFoundError
-from mos.evaluation.drawing import FLOOR_BASE, MARKS, rendered, sampled
+from mos.evaluation.drawing import FLOOR_BASE, MARKS, SampledConfig, rendered, sampled
 from mos.evaluation.prompts import STANDING_SEEDS, PromptSuite, Shot
 from mos.evaluation.results import PictureScore
 from mos.evaluation.scoring import ConceptTruth, PictureScorer, diversity_by_prompt, drift_rows
@@ -23,13 +23,12 @@ from mos.evaluation.scoring import ConceptTruth, PictureScorer, diversity_by_pro
 if TYPE_CHECKING:
     from PIL import Image
 
-    from mos.sampling import SamplingConfig
 
 FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchConfig:
+class BatchConfig(SampledConfig):
     """What all pictures of one evaluation share; evaluations of one digest may be compared.
 
     Attributes:
@@ -68,17 +67,6 @@ class BatchConfig:
         values = asdict(self)
         del values["batch_size"]
         return values
-
-    @property
-    def sampling(self) -> "SamplingConfig":
-        """The same as options of the sampler."""
-        from mos.sampling import SamplingConfig
-
-        return SamplingConfig(
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            batch_size=self.batch_size,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

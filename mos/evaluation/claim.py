@@ -22,6 +22,7 @@ from mos.evaluation.drawing import (
     FLOOR_BASE,
     FLOOR_OTHER,
     MARKS,
+    SampledConfig,
     rendered,
     sampled,
 )
@@ -33,7 +34,6 @@ from mos.evaluation.verdicts import Verdict, judge
 if TYPE_CHECKING:
     from PIL import Image
 
-    from mos.sampling import SamplingConfig
     from mos.smallworld.world import Identity
 
 SINGLE, AVERAGE, SUM, GRADIENT = "single", "average", "sum", "gradient"
@@ -67,7 +67,7 @@ COMPARED_METRICS = ("probe_identity", "probe_pattern", "probe_accessory", "probe
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClaimConfig:
+class ClaimConfig(SampledConfig):
     """Size of the experiment.
 
     Attributes:
@@ -92,17 +92,6 @@ class ClaimConfig:
     def __post_init__(self) -> None:
         if min(self.pictures_per_concept, self.num_inference_steps, self.batch_size, self.num_distractors) < 1:
             raise BadInputError(f"claim: sizes must be at least 1: {self}")
-
-    @property
-    def sampling(self) -> "SamplingConfig":
-        """The same as options of the sampler."""
-        from mos.sampling import SamplingConfig
-
-        return SamplingConfig(
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            batch_size=self.batch_size,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

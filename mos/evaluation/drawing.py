@@ -23,6 +23,25 @@ MARKS = (CEILING_RENDERS, CEILING_AUTOENCODER, FLOOR_OTHER)
 """What needs no sampling: pictures drawn by the small world itself."""
 
 
+class SampledConfig:
+    """What a configuration of drawing tells the sampler; mixed into the dataclass that has these fields."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    batch_size: int
+
+    @property
+    def sampling(self) -> "SamplingConfig":
+        """The same as options of the sampler."""
+        from mos.sampling import SamplingConfig
+
+        return SamplingConfig(
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            batch_size=self.batch_size,
+        )
+
+
 def sampled(
     base: BaseModel,
     adapter: Adapter | None,

@@ -115,14 +115,6 @@ def load_suite(name_or_path: str | Path) -> PromptSuite:
     return _parse(data, path)
 
 
-def suite_for_kind(kind: str) -> PromptSuite:
-    """The suite for a kind of concept, on a base that knows the whole world."""
-    names = {"human": "human", "object": "object", "pet": "pet", "scene": "scene", "style": "scene"}
-    if kind not in names:
-        raise BadInputError(f"kind {kind!r}: expected one of {', '.join(names)}")
-    return load_suite(names[kind])
-
-
 def _parse(data: Mapping[str, Any], path: Path) -> PromptSuite:
     allowed = {"name", "kinds", "text_prefix", "generic", "families"}
     unknown, missing = sorted(set(data) - allowed), sorted({"name", "families"} - set(data))

@@ -61,11 +61,7 @@ def sample(
             or a region, adapter or condition does not fit the base.
     """
     config = SamplingConfig() if config is None else config
-    if len(prompts) != len(seeds):
-        raise BadInputError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for every picture")
-    height, width = picture_size(base, config)
-    size = (height // base.facts.vae_scale_factor, width // base.facts.vae_scale_factor)
-    lay_out(base.unet, regions, size, torch.device("cpu"))  # refuse a bad layout before any work
+    size = _checked_size(base, prompts, seeds, regions, config)
     pictures: list[Image.Image] = []
     with applied(base, adapter, scale=scale):
         distinct = list(dict.fromkeys(prompts))
@@ -88,6 +84,18 @@ def sample(
             if on_pictures is not None:
                 on_pictures(len(pictures), len(prompts))
     return pictures
+
+
+def _checked_size(
+    base: BaseModel, prompts: Sequence[str], seeds: Sequence[int], regions: Sequence[Region], config: SamplingConfig
+) -> tuple[int, int]:
+    """Refuse before any work what cannot be drawn; returns the latents' height and width."""
+    if len(prompts) != len(seeds):
+        raise BadInputError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one seed for every picture")
+    height, width = picture_size(base, config)
+    size = (height // base.facts.vae_scale_factor, width // base.facts.vae_scale_factor)
+    lay_out(base.unet, regions, size, torch.device("cpu"))
+    return size
 
 
 _STEP_STREAM = 0x5EED  # keeps the noise drawn at each step apart from the starting noise of the same seed

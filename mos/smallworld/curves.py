@@ -1,24 +1,48 @@
-"""Loss curves of a training directory as one small picture."""
+"""Loss curves of a training directory as one small picture: `python -m mos.smallworld.curves RUN --out PNG`."""
 
+import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from mos.errors import MosError, NotFoundError
+
 _WIDTH, _HEIGHT, _MARGIN = 460, 220, 34
 _INK, _LINE, _GRID = (40, 40, 40), (30, 90, 200), (220, 220, 220)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Draw the picture and print its path."""
+    parser = argparse.ArgumentParser(prog="python -m mos.smallworld.curves", description=__doc__)
+    parser.add_argument("run", type=Path, help="folder that `python -m mos.smallworld.pretrain --out` wrote")
+    parser.add_argument("--out", type=Path, required=True, help="PNG to write")
+    options = parser.parse_args(arguments)
+    try:
+        print(draw_curves(options.run, options.out))
+    except MosError as error:
+        print(f"curves: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
 def draw_curves(directory: Path, path: Path) -> Path:
-    """Draw what `directory`'s logs hold: the autoencoder's PSNR, the losses of the base, scorer and probe."""
+    """Draw what `directory`'s logs hold: the autoencoder's PSNR, the losses of the base, scorer and probe.
+
+    Raises:
+        NotFoundError: If it holds none.
+    """
     plots = (
         ("autoencoder.jsonl", "psnr", "autoencoder: PSNR in dB"),
         ("base.jsonl", "loss", "text encoder and U-Net: loss"),
         ("probe.jsonl", "loss", "probe: loss"),
         ("scorer.jsonl", "loss", "scorer: loss"),
     )
+    if not any((directory / name).is_file() for name, _, _ in plots):
+        raise NotFoundError(f"{directory}: no log of a training there; name the folder given to pretrain --out")
     canvas = Image.new("RGB", (2 * _WIDTH, 2 * _HEIGHT), "white")
     for index, (name, key, title) in enumerate(plots):
         points = read_points(directory / name, key)
@@ -58,3 +82,7 @@ def _plot(points: Sequence[tuple[float, float]], title: str) -> Image.Image:
     draw.text((_MARGIN, 8), title, fill=_INK)
     draw.text((_WIDTH - _MARGIN - 60, _HEIGHT - 24), f"{int(last)} steps", fill=_INK)
     return image
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -107,8 +107,10 @@ def _loss(model: CLIPModel, images: torch.Tensor, token_ids: torch.Tensor, confi
     """Captions against pictures, and pictures against pictures of the same individual, both contrastive.
 
     Args:
+        model: In training.
         images: uint8 [2 n, 64, 64, 3]; row i and row n + i show one individual.
         token_ids: [n, tokens]; caption i belongs to picture i.
+        config: Gives the weight of the second.
     """
     pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
     vision = model.vision_model(pixel_values=pixels)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from itertools import pairwise
-from pathlib import Path
 
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -49,11 +48,6 @@ def learn_merges(words: tuple[str, ...]) -> list[tuple[str, str]]:
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         spellings = [_merged(spelling, best) for spelling in spellings]
-
-
-def save_tokenizer(tokenizer: CLIPTokenizer, directory: Path) -> None:
-    """Write the tokenizer where `CLIPTokenizer.from_pretrained` finds it."""
-    tokenizer.save_pretrained(directory)
 
 
 def _merged(spelling: list[str], pair: tuple[str, str]) -> list[str]:

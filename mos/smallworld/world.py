@@ -92,6 +92,7 @@ class World:
         single_size: Smallest and largest side of a subject alone in its picture, in pixels.
         group_size: The same where two to four subjects share the picture.
         max_tilt: Largest tilt either way, in degrees.
+        hues: Subset of `HUES`, by name.
     """
 
     classes: tuple[str, ...] = CLASSES

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -295,8 +294,7 @@ class Trainer:
             if is_done:
                 self._results[slot.spec.key] = TrainingError(failure) if failure else self._edlora(index)
                 leaving.append(index)
-            fields: dict[str, Any] = {**vars(report), "is_frozen": slot.is_frozen}
-            final.append(StepReport(**{**fields, "is_done": is_done, "failure": failure}))
+            final.append(replace(report, is_frozen=slot.is_frozen, is_done=is_done, failure=failure))
         for index in reversed(leaving):
             self._drop(index)
         return final

@@ -60,6 +60,7 @@ class AttentionRecord:
     Args:
         positions: a list a picture, of the token positions of V_rand and of V_class (the same number of
             words for every picture, the first occurrence counts).
+        device: where attention is computed.
     """
 
     def __init__(self, positions: Sequence[Sequence[int]], device: torch.device) -> None:

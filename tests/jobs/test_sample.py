@@ -114,13 +114,13 @@ def test_layout_file_mask_auto_layout_and_condition(mos, shelf, tmp_path):
 
 def test_a_published_concept_is_drawn_straight_from_the_registry(mos, shelf, tmp_path):
     from mos.concept import ConceptRef
-    from registry import Registry
+    from registry import Details, Registry
 
     home, url = tmp_path / "home", str(tmp_path / "registry")
     registry = Registry.open(url, create=True, home=home)
     key = registry.new_owner("alice")
     robot = ConceptRef.parse("alice/robot")
-    registry.publish(shelf / "robot.safetensors", robot, key=key, run_id="run-1", tags=["tin"])
+    registry.publish(shelf / "robot.safetensors", robot, key=key, run_id="run-1", details=Details(tags=("tin",)))
     registry.index()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MOS_HOME", str(home))

@@ -9,7 +9,7 @@ from mos.artifact import read_artifact
 from mos.concept import ConceptRef
 from mos.errors import BadInputError, NotAllowedError, NotFoundError
 from mos.facts import BaseFacts
-from registry.client import Registry
+from registry.client import Details, Registry
 from registry.errors import NotListedError, ObjectMissingError
 from registry.home import Home
 from registry.layout import manifest_key
@@ -23,7 +23,7 @@ ROBOT = ConceptRef("alice", "robot")
 def test_a_published_concept_is_found_and_pulled_byte_for_byte(registry: Registry, artifact, facts: BaseFacts):
     key = registry.new_owner("alice")
     path = artifact("robot")
-    ref = registry.publish(path, ROBOT, key=key, run_id="run-1", tags=["tin"])
+    ref = registry.publish(path, ROBOT, key=key, run_id="run-1", details=Details(tags=("tin",)))
     assert ref == ROBOT.at(1)
     report = registry.index(bases=[facts])
     assert report.states == {"listed": 1}

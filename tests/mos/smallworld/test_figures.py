@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mos.smallworld import assets
-from mos.smallworld.curves import draw_curves, read_points
+from mos.smallworld import assets, curves
+from mos.smallworld.curves import read_points
 from mos.smallworld.figures import (
     Figure,
     full_captions,
@@ -98,8 +98,10 @@ def test_a_resumed_log_keeps_the_later_of_two_values(tmp_path):
     rows = [{"step": 20, "loss": 3.0}, {"step": 40, "loss": 2.0}, {"step": 40, "loss": 1.0}]
     (tmp_path / "base.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert read_points(tmp_path / "base.jsonl", "loss") == [(20.0, 3.0), (40.0, 1.0)]
-    picture = Image.open(draw_curves(tmp_path, tmp_path / "curves.png")).convert("RGB")
+    assert curves.main([str(tmp_path), "--out", str(tmp_path / "curves.png")]) == 0
+    picture = Image.open(tmp_path / "curves.png").convert("RGB")
     assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 2
+    assert curves.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "none.png")]) == 4
 
 
 def test_the_record_names_every_shipped_file_by_its_digest(tmp_path):
