@@ -290,7 +290,8 @@ def _cells(
     from mos.fusion import FusionConfig, fuse
 
     names = [str(source.ref) for source in sources]
-    averaged, summed = (fuse(base, sources, FusionConfig(strategy=name)).adapter for name in (AVERAGE, SUM))
+    averaged = fuse(base, sources, FusionConfig(strategy="average")).adapter
+    summed = fuse(base, sources, FusionConfig(strategy="sum")).adapter
     return {
         GRADIENT: dict.fromkeys(names, fused),
         SINGLE: {str(source.ref): source.edlora.adapter(source.ref) for source in sources},
