@@ -3,7 +3,7 @@
 Every variant trains the same individuals (not the demo's: another seed) and is judged by the probe: the share
 of pictures in which it reads class, colours, pattern and accessory of the individual, with the whole concept
 and with its words alone. A variant is written as changed options, `steps=160,min_snr_power=0.5`; "" is the
-preset as it is.
+preset as it is. With `--seed 2026` they are the demo's, for figures of it, not for choosing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import argparse
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
 from benchmarks.results_file import Row, write_results
-from mos.artifact import EDLoRA
+from mos.artifact import EDLoRA, write_artifact
 from mos.base_model import BaseModel, load_base
 from mos.concept import ConceptRef
 from mos.edlora.adapter import Adapter
@@ -39,22 +40,49 @@ def main() -> None:
     """Train and judge every variant, print, and write benchmarks/results/preset_choice.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("variants", nargs="*", default=[""], metavar="NAME=VALUE,...")
+    parser.add_argument("--base", help="diffusers folder; default the small world")
     parser.add_argument("--classes", nargs="+", default=CLASSES, help="one individual each")
     parser.add_argument("--seed", type=int, default=7, help="of the individuals and of training")
     parser.add_argument("--pictures", type=int, default=36, help="judged a concept")
+    parser.add_argument("--keep", type=Path, help="folder for the trained concepts' files")
     parser.add_argument("--without-words", action="store_true", help="leave out the pictures by the words alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    base = load_base()
+    base = load_base(options.base)
     scorer = PictureScorer(clip=ClipScorer.load(scorer_path()), probe=load_probe())
     config = ClaimConfig(pictures_per_concept=options.pictures)
     chosen = [individual(class_name, options.seed) for class_name in options.classes]
     rows: list[Row] = []
     for text in options.variants:
-        found = measure(base, scorer, text, chosen, options.seed, config, has_words=not options.without_words)
+        concepts, found = trained(base, text, chosen, options.seed)
+        if options.keep is not None:
+            write_concepts(options.keep, text, chosen, concepts)
+        found += measure(base, scorer, text, chosen, concepts, config, has_words=not options.without_words)
         print("\n".join(f"{row.name:<70} {row.value:8.3f} {row.unit}  {row.how}" for row in found), flush=True)
         rows += found
     write_results("preset_choice", rows)
+
+
+def trained(
+    base: BaseModel, text: str, individuals: Sequence[tuple[ClaimSubject, ConceptData]], seed: int
+) -> tuple[list[EDLoRA], list[Row]]:
+    """Train every individual by one variant; the concepts and their mean cost."""
+    config = preset_for(base.facts).with_options(**{"seed": seed} | parsed(text))
+    started = time.process_time()
+    concepts = [train_concept(base, data, config) for _, data in individuals]
+    seconds = (time.process_time() - started) / len(concepts)
+    return concepts, [
+        Row(name=f"{text or 'preset'}: training", value=seconds, unit="CPU s a concept", how=f"seed {seed}")
+    ]
+
+
+def write_concepts(
+    folder: Path, text: str, individuals: Sequence[tuple[ClaimSubject, ConceptData]], concepts: Sequence[EDLoRA]
+) -> None:
+    """Write each concept as a file named by variant and class."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for (_, data), edlora in zip(individuals, concepts, strict=True):
+        write_artifact(edlora, folder / f"{text or 'preset'}-{data.name}.safetensors")
 
 
 def measure(
@@ -62,26 +90,19 @@ def measure(
     scorer: PictureScorer,
     text: str,
     individuals: Sequence[tuple[ClaimSubject, ConceptData]],
-    seed: int,
+    concepts: Sequence[EDLoRA],
     config: ClaimConfig,
     *,
     has_words: bool,
 ) -> list[Row]:
-    """Train every individual by one variant; its cost, and what is kept of each."""
-    concepts, seconds, shares = [], [], []
-    for _, data in individuals:
-        started = time.process_time()
-        edlora = train_concept(base, data, preset_for(base.facts).with_options(**{"seed": seed} | parsed(text)))
-        seconds.append(time.process_time() - started)
-        concepts.append(edlora)
-        shares.append(embedding_share(base, data, edlora))
+    """What is kept of each individual, and how much of the gain in loss its words bring."""
     name, subjects = text or "preset", [subject for subject, _ in individuals]
-    how = f"seed {seed}, {config.pictures_per_concept} pictures a concept"
-    rows = [Row(name=f"{name}: training", value=fmean(seconds), unit="CPU s a concept", how=how)]
-    rows += kept(base, scorer, name, subjects, adapters(subjects, concepts), config)
+    rows = kept(base, scorer, name, subjects, adapters(subjects, concepts), config)
     if has_words:
         rows += kept(base, scorer, f"{name}, words alone", subjects, adapters(subjects, concepts, words=True), config)
-    return rows + [share_row(name, subject, share) for subject, share in zip(subjects, shares, strict=True)]
+    for (subject, data), edlora in zip(individuals, concepts, strict=True):
+        rows.append(share_row(name, subject, embedding_share(base, data, edlora)))
+    return rows
 
 
 def individual(class_name: str, seed: int) -> tuple[ClaimSubject, ConceptData]:
