@@ -16,12 +16,16 @@ from safetensors.torch import load_file
 
 from mos.smallworld.architecture import build_scheduler, build_text_encoder, build_unet
 from mos.smallworld.autoencoder import to_model_range
-from mos.smallworld.captions import caption_scene
+from mos.smallworld.captions import FULL_DETAIL, caption_scene
 from mos.smallworld.pictures import SHARD_SIZE, draw_shard, num_subjects_at, scene_at
+from mos.smallworld.render import Scene
 from mos.smallworld.run_files import log_line, write_checkpoint
 from mos.smallworld.tokenizer import MAX_TOKENS, build_tokenizer
 from mos.smallworld.workers import average_, barrier, run_workers
 from mos.smallworld.world import World
+
+ALIKE_PATTERNS = ("dotted", "checked")
+"""The two patterns that are told apart last: both are patches of a second colour, some eight pixels apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +46,13 @@ class BaseConfig:
         average_every: Steps between two averagings over the workers.
         checkpoint_every: Steps between two checkpoints.
         single_share: Share of pictures with one subject at the start and at the end.
+        alike_share: Share of those that show a dotted or checked individual; drawn evenly it is a half. These two
+            are told apart last, so a run is ended with more of them, named in their captions.
         num_shards: Shards of training pictures.
         num_workers: Processes of one thread.
     """
 
-    steps: int = 7800
+    steps: int = 11400
     batch: int = 24
     lr: float = 1e-3
     warmup: int = 100
@@ -58,6 +64,7 @@ class BaseConfig:
     average_every: int = 8
     checkpoint_every: int = 200
     single_share: tuple[float, float] = (0.85, 0.55)
+    alike_share: float = 0.5
     num_shards: int = 24
     num_workers: int = 2
 
@@ -128,18 +135,35 @@ class LatentCache:
         self._latents = np.concatenate([np.load(path) for path in paths])
         indices = np.arange(len(self._latents))
         counts = np.array([num_subjects_at(self._first + int(index), seed=seed) for index in indices])
-        self._single, self._group = indices[counts == 1], indices[counts > 1]
+        self._group = indices[counts > 1]
+        single = indices[counts == 1]
+        is_alike = np.array([self._scene(index).subjects[0].identity.pattern in ALIKE_PATTERNS for index in single])
+        self._alike, self._other = single[is_alike], single[~is_alike]
 
     def __len__(self) -> int:
         return len(self._latents)
 
-    def draw(self, rng: np.random.Generator, batch: int, single_share: float) -> tuple[torch.Tensor, list[str]]:
-        """Draw a batch: latents float32 [batch, 8, 16, 16] and their captions."""
-        alone = rng.random(batch) < single_share
-        chosen = np.where(alone, rng.choice(self._single, batch), rng.choice(self._group, batch))
-        scenes = [scene_at(self._first + int(index), seed=self._seed, world=self._world) for index in chosen]
+    def draw(
+        self, rng: np.random.Generator, batch: int, single_share: float, alike_share: float = 0.5
+    ) -> tuple[torch.Tensor, list[str]]:
+        """Draw a batch: latents float32 [batch, 8, 16, 16] and their captions.
+
+        Pictures of dotted and checked individuals drawn beyond their even share have captions that name everything.
+        """
+        kinds = rng.random(batch)
+        is_group, is_alike = kinds >= single_share, kinds < single_share * alike_share
+        is_named = kinds < single_share * (alike_share - 0.5)
+        single = np.where(is_alike, rng.choice(self._alike, batch), rng.choice(self._other, batch))
+        chosen = np.where(is_group, rng.choice(self._group, batch), single)
         latents = torch.from_numpy(self._latents[chosen].astype(np.float32))
-        return latents, [caption_scene(scene, rng) for scene in scenes]
+        captions = [
+            caption_scene(self._scene(index), rng, FULL_DETAIL if named else None)
+            for index, named in zip(chosen, is_named, strict=True)
+        ]
+        return latents, captions
+
+    def _scene(self, index: int) -> Scene:
+        return scene_at(self._first + int(index), seed=self._seed, world=self._world)
 
 
 class BaseTraining:
@@ -310,7 +334,8 @@ def _steps(training: BaseTraining, cache: LatentCache, *, rank: int, seed: int) 
     while training.step < config.steps:
         progress = training.step / config.steps
         first, last = config.single_share
-        latents, captions = cache.draw(rng, config.batch, first + (last - first) * progress)
+        single_share = first + (last - first) * progress
+        latents, captions = cache.draw(rng, config.batch, single_share, config.alike_share)
         captions = ["" if rng.random() < config.empty_share else caption for caption in captions]
         losses.append(training.train_step(latents, captions, generator))
         if training.step % 20 == 0 or training.step >= config.steps:

@@ -126,7 +126,14 @@ def _probe(directory: Path, world: World, options: argparse.Namespace) -> None:
 
 
 def _scorer(directory: Path, world: World, options: argparse.Namespace) -> None:
-    train_scorer(directory, world, _adjusted(ScorerConfig(), options), seed=options.seed, device=options.device)
+    train_scorer(
+        directory,
+        world,
+        _adjusted(ScorerConfig(), options),
+        seed=options.seed,
+        device=options.device,
+        from_weights=options.from_weights and options.from_weights / "scorer",
+    )
 
 
 def _base(directory: Path, world: World, options: argparse.Namespace) -> None:
@@ -145,10 +152,18 @@ def _base(directory: Path, world: World, options: argparse.Namespace) -> None:
 
 def _adjusted(config: Any, options: argparse.Namespace) -> Any:
     """The stage's recipe with the steps, workers and shards named on the command line."""
-    named = {"steps": options.steps, "num_workers": options.workers, "num_shards": options.shards}
+    named = {
+        "steps": options.steps,
+        "num_workers": options.workers,
+        "num_shards": options.shards,
+        "alike_share": options.alike_share,
+    }
     changes = {key: value for key, value in named.items() if value is not None and hasattr(config, key)}
-    if any(value < 1 for value in changes.values()):
-        raise BadInputError(f"pretrain: {changes} must all be at least 1")
+    alike_share = changes.get("alike_share", 0.5)
+    if any(value < 1 for name, value in changes.items() if name != "alike_share"):
+        raise BadInputError(f"pretrain: {changes}: steps, workers and shards must be at least 1")
+    if not 0 <= alike_share <= 1:
+        raise BadInputError(f"pretrain: --alike-share {alike_share} must be between 0 and 1")
     if options.device != "cpu" and hasattr(config, "num_workers"):
         changes["num_workers"] = 1
     return replace(config, **changes)
@@ -173,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, help="steps of the stage, each worker")
     parser.add_argument("--workers", type=int, help="processes of one thread (CPU only)")
     parser.add_argument("--shards", type=int, help="shards of 2048 pictures")
+    parser.add_argument("--alike-share", type=float, help="share of dotted and checked among single subjects")
     return parser
 
 

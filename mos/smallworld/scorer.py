@@ -31,13 +31,13 @@ class ScorerConfig:
         class_share: Share of the steps whose individuals are all of one class.
     """
 
-    steps: int = 2400
+    steps: int = 6900
     batch: int = 40
     lr: float = 1.5e-3
     individuals: int = 6400
     views: int = 3
     identity_weight: float = 1.0
-    class_share: float = 0.5
+    class_share: float = 0.8
 
 
 def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -56,11 +56,25 @@ def build_scorer(tokenizer: CLIPTokenizer) -> CLIPModel:
     )
 
 
-def train_scorer(directory: Path, world: World, config: ScorerConfig, *, seed: int, device: str = "cpu") -> Path:
-    """Train into `directory/scorer` (a CLIPModel with tokenizer and image processor, half precision)."""
+def train_scorer(
+    directory: Path,
+    world: World,
+    config: ScorerConfig,
+    *,
+    seed: int,
+    device: str = "cpu",
+    from_weights: Path | None = None,
+) -> Path:
+    """Train into `directory/scorer` (a CLIPModel with tokenizer and image processor, half precision).
+
+    `from_weights` is a scorer to go on from instead of noise; another seed shows it other individuals.
+    """
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    model = build_scorer(tokenizer).to(device)
+    model = build_scorer(tokenizer)
+    if from_weights is not None:
+        model.load_state_dict(CLIPModel.from_pretrained(from_weights, dtype=torch.float32).state_dict())
+    model.to(device)
     pictures, scenes = _draw_individuals(world, config, seed)
     rng = np.random.default_rng([seed, 106])
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.05)

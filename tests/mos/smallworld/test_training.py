@@ -65,6 +65,15 @@ def test_the_rate_warms_up_stays_and_falls():
     assert rates == pytest.approx([0.01, 0.5, 1.0, 1.0, 0.5, 0.01], abs=0.01)
 
 
+def test_the_two_patterns_told_apart_last_can_be_shown_more_often_and_are_then_named(cache):
+    _, captions = cache.draw(np.random.default_rng(1), 32, 1.0, 1.0)
+    named = [caption for caption in captions if "dotted" in caption or "checked" in caption]
+    assert not any("striped" in caption or "plain" in caption for caption in captions)
+    assert len(named) >= 16
+    _, captions = cache.draw(np.random.default_rng(1), 32, 1.0, 0.0)
+    assert not any("dotted" in caption or "checked" in caption for caption in captions)
+
+
 def test_captions_are_new_on_every_visit_and_latents_are_not(cache):
     assert len(cache) == SHARD_SIZE
     latents, captions = cache.draw(np.random.default_rng(1), 6, 0.5)
@@ -100,6 +109,12 @@ def test_the_base_has_seven_cross_attention_layers_and_the_true_end_of_text():
     names = [name for name, _ in build_unet().named_modules() if name.endswith("attn2")]
     assert len(names) == 7
     assert build_text_encoder(tokenizer).config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_pretrain_refuses_a_share_above_one(tmp_path, capsys):
+    (tmp_path / "autoencoder").mkdir()
+    assert main(["--stage", "base", "--out", str(tmp_path), "--alike-share", "1.5"]) == 3
+    assert "between 0 and 1" in capsys.readouterr().err
 
 
 def test_pretrain_says_what_is_missing(tmp_path, capsys):
