@@ -21,12 +21,13 @@ PAPER_PROMPTS = ("photo of a {}", "{}")
 """What Mix-of-Show records of a concept."""
 
 CONCEPT_PROMPTS = (
-    *PAPER_PROMPTS,
+    "photo of a {}",
     "a {} on the beach",
+    "a big {}",
+    "{}",
     "a {} in the forest at the left",
     "a {} in the city",
     "a {} and a dog",
-    "a big {}",
     "a picture of a {} in space",
     "a {} at night",
     "two people and a {}",
@@ -117,12 +118,13 @@ class FusionConfig:
         cross_attention: Rule of keys and values.
         spatial: Rule of all other U-Net layers.
         history: LBFGS history size.
-        prompts: What is recorded of each concept; `{}` stands for its word. The last stage draws the first one.
+        prompts: What is recorded of each concept; `{}` stands for its word. The last stage draws the first ones,
+            another for each latent seed.
         held_out_prompts: What fit is checked on; never fitted.
         generic_prompts: Prompts without concepts on which the update should be zero; with "", the empty branch
             of guidance.
         drift_prompts: Prompts without concepts on which drift is measured; never fitted.
-        latent_seeds: Seeds of the pictures drawn while recording the last stage.
+        latent_seeds: Seeds of the pictures drawn while recording the last stage, one picture each.
         held_out_seeds: Seeds of the pictures on which the last stage is checked.
         sampling_steps: Steps of each of those pictures.
         measure: Whether held-out error and drift are measured, which costs about one more recording.
