@@ -111,7 +111,7 @@ def test_a_concept_trained_there_is_what_is_trained_here_and_its_owner_publishes
 
 
 def test_a_cancelled_run_writes_its_checkpoint_and_goes_on_from_it(cluster: Cluster) -> None:
-    mos, steps = cluster.mos, 150
+    mos, steps = cluster.mos, 250
     run = str(mos.data(*cluster.concept("alice", "long", "--no-wait", steps=steps))["run"])
     wait_until(lambda: "step" in kinds(mos.data("jobs", "ls") and mos.events(run)), "a step")
     mos("jobs", "cancel", run)
@@ -128,7 +128,7 @@ def test_a_cancelled_run_writes_its_checkpoint_and_goes_on_from_it(cluster: Clus
 
 
 def test_a_run_whose_driver_is_killed_there_is_taken_up_by_the_next_one(cluster: Cluster) -> None:
-    mos, steps = cluster.mos, 300
+    mos, steps = cluster.mos, 200
     run = str(mos.data(*cluster.concept("alice", "lost", "--no-wait", "--checkpoint-every", "10", steps=steps))["run"])
     wait_until(lambda: "step" in kinds(mos.data("jobs", "ls") and mos.events(run)), "a step")
     (driver,) = [number for number in mos.left_behind() if is_driver_of(run, number)]
