@@ -71,7 +71,7 @@ class Mos:
         return [sys.executable, "-m", "jobs.cli", *map(str, words)]
 
 
-def wait_until(claim: Callable[[], Any], what: str, *, timeout_s: float = 300.0) -> Any:
+def wait_until(claim: Callable[[], Any], what: str, *, timeout_s: float = 900.0) -> Any:
     """Wait until the claim is true, and return what it returned."""
     deadline = time.monotonic() + timeout_s
     while not (found := claim()):
