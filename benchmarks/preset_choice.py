@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.results_file import Row, write_results
-from mos.artifact import EDLoRA, write_artifact
+from mos.artifact import EDLoRA, read_artifact, write_artifact
 from mos.base_model import BaseModel, load_base
 from mos.concept import ConceptRef
 from mos.edlora.adapter import Adapter
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--classes", nargs="+", default=CLASSES, help="one individual each")
     parser.add_argument("--seed", type=int, default=7, help="of the individuals and of training")
     parser.add_argument("--pictures", type=int, default=36, help="judged a concept")
-    parser.add_argument("--keep", type=Path, help="folder for the trained concepts' files")
+    parser.add_argument("--keep", type=Path, help="folder for the concepts' files; what is there is not trained again")
     parser.add_argument("--without-words", action="store_true", help="leave out the pictures by the words alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -54,9 +54,7 @@ def main() -> None:
     chosen = [individual(class_name, options.seed) for class_name in options.classes]
     rows: list[Row] = []
     for text in options.variants:
-        concepts, found = trained(base, text, chosen, options.seed)
-        if options.keep is not None:
-            write_concepts(options.keep, text, chosen, concepts)
+        concepts, found = trained(base, text, chosen, options.seed, options.keep)
         found += measure(base, scorer, text, chosen, concepts, config, has_words=not options.without_words)
         print("\n".join(f"{row.name:<70} {row.value:8.3f} {row.unit}  {row.how}" for row in found), flush=True)
         rows += found
@@ -64,25 +62,26 @@ def main() -> None:
 
 
 def trained(
-    base: BaseModel, text: str, individuals: Sequence[tuple[ClaimSubject, ConceptData]], seed: int
+    base: BaseModel, text: str, individuals: Sequence[tuple[ClaimSubject, ConceptData]], seed: int, keep: Path | None
 ) -> tuple[list[EDLoRA], list[Row]]:
-    """Train every individual by one variant; the concepts and their mean cost."""
+    """Train every individual by one variant, or read it from `keep`; the concepts, and what training one took."""
     config = preset_for(base.facts).with_options(**{"seed": seed} | parsed(text))
-    started = time.process_time()
-    concepts = [train_concept(base, data, config) for _, data in individuals]
-    seconds = (time.process_time() - started) / len(concepts)
-    return concepts, [
-        Row(name=f"{text or 'preset'}: training", value=seconds, unit="CPU s a concept", how=f"seed {seed}")
-    ]
-
-
-def write_concepts(
-    folder: Path, text: str, individuals: Sequence[tuple[ClaimSubject, ConceptData]], concepts: Sequence[EDLoRA]
-) -> None:
-    """Write each concept as a file named by variant and class."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for (_, data), edlora in zip(individuals, concepts, strict=True):
-        write_artifact(edlora, folder / f"{text or 'preset'}-{data.name}.safetensors")
+    concepts, seconds = [], []
+    for _, data in individuals:
+        path = None if keep is None else keep / f"{text or 'preset'}-{data.name}-{seed}.safetensors"
+        if path is not None and path.exists():
+            concepts.append(read_artifact(path, base.facts))
+            continue
+        started = time.process_time()
+        concepts.append(train_concept(base, data, config))
+        seconds.append(time.process_time() - started)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_artifact(concepts[-1], path)
+    row = Row(
+        name=f"{text or 'preset'}: training", value=fmean(seconds or [0]), unit="CPU s a concept", how=f"seed {seed}"
+    )
+    return concepts, [row] if seconds else []
 
 
 def measure(
