@@ -19,7 +19,6 @@ ALONE_PROMPTS = tuple(f"a photo of a {{}} {place}" for place in PLACES)
 COLUMN_SHARE = 0.75
 """Width of each concept's column in the picture of all, as a share of the base's own picture."""
 SEED = 7
-GUIDANCE = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +43,9 @@ def draw_pictures(
 ) -> DemoPictures:
     """Draw and save everything."""
     from mos.sampling import SamplingConfig, sample
+    from mos.sampling.config import SMALL_WORLD_GUIDANCE
 
-    config = SamplingConfig(num_inference_steps=num_steps, guidance_scale=GUIDANCE)
+    config = SamplingConfig(num_inference_steps=num_steps, guidance_scale=SMALL_WORLD_GUIDANCE)
     seeds = [SEED + number for number in range(len(ALONE_PROMPTS))]
     alone = {
         str(ref): sample(base, fused, [prompt.format(ref.word) for prompt in ALONE_PROMPTS], seeds=seeds, config=config)

@@ -70,7 +70,7 @@ Examples:
 @click.option("--size", metavar="SIDE|WxH", help="In pixels. Default: the base's own.")
 @click.option("--steps", type=int, default=50, show_default=True, help="Denoising steps.")
 @click.option(
-    "--guidance", type=float, default=7.5, show_default=True, help="Classifier-free guidance; 1 switches it off."
+    "--guidance", type=float, help="Classifier-free guidance; 1 switches it off. Default 7.5, the small world's 3."
 )
 @click.option("--scheduler", help="dpm++ (default), ddim, euler, euler-a, unipc, pndm, base, or a diffusers class.")
 @click.option(
@@ -133,7 +133,7 @@ class _Request:
     seed: int
     size: str | None
     steps: int
-    guidance: float
+    guidance: float | None
     scheduler: str | None
     scale: float
     guard: str
@@ -191,11 +191,13 @@ def _draw(request: _Request) -> None:
 
 def _config(request: _Request) -> SamplingConfig:
     from mos.sampling import SamplingConfig
+    from mos.sampling.config import SMALL_WORLD_GUIDANCE
 
     width, height = _size(request.size)
+    usual = SMALL_WORLD_GUIDANCE if request.base is None else SamplingConfig.guidance_scale
     return SamplingConfig(
         num_inference_steps=request.steps,
-        guidance_scale=request.guidance,
+        guidance_scale=usual if request.guidance is None else request.guidance,
         height=height,
         width=width,
         scheduler=request.scheduler,

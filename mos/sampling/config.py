@@ -11,6 +11,9 @@ BleedingGuard = Literal["none", "self-attention", "blend", "windows"]
 GUARDS: tuple[BleedingGuard, ...] = ("none", "self-attention", "blend", "windows")
 """What may keep one region's concept out of another; :mod:`mos.sampling.denoising` says how each works."""
 
+SMALL_WORLD_GUIDANCE = 3.0
+"""What suits the small world's base: from 5 on, a concept's pictures get specks where nothing should be."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:

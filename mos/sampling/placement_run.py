@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from mos.base_model import load_base
-from mos.sampling.config import SamplingConfig
+from mos.sampling.config import SMALL_WORLD_GUIDANCE, SamplingConfig
 from mos.sampling.pictures import picture_grid, save_picture
 from mos.sampling.placement import PlacementRow, judge, row_from_json, summarise, table
 from mos.sampling.placement_cast import IDENTITY_SEED, PLACES, Stage, load_cast, make_stage
@@ -62,7 +62,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--counts", type=int, nargs="+", default=[3, 2, 4], choices=sorted(PLACES))
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--guidance", type=float, default=SMALL_WORLD_GUIDANCE)
     parser.add_argument("--identities", type=int, default=IDENTITY_SEED, help="seed of who the concepts are")
     parser.add_argument("--training-steps", type=int, default=None, help="default: the preset's")
     parser.add_argument(

@@ -28,7 +28,7 @@ from mos.base_model import BaseModel, load_base
 from mos.edlora.tokens import PromptEncoder
 from mos.errors import BadInputError, NotFoundError
 from mos.sampling.condition import Condition, condition_picture, load_adapter
-from mos.sampling.config import SamplingConfig
+from mos.sampling.config import SMALL_WORLD_GUIDANCE, SamplingConfig
 from mos.sampling.pictures import picture_grid, save_picture
 from mos.sampling.sampler import sample
 
@@ -294,7 +294,7 @@ def _train(base: BaseModel, config: SketchConfig, out: Path) -> None:
 def _measure(base: BaseModel, folder: Path, count: int, weight: float) -> None:
     if not (folder / "config.json").exists():
         raise NotFoundError(f"{folder}: no sketch adapter; train it with python -m mos.sampling.sketch train {folder}")
-    config = SamplingConfig(num_inference_steps=20, guidance_scale=5.0)
+    config = SamplingConfig(num_inference_steps=20, guidance_scale=SMALL_WORLD_GUIDANCE)
     result, shown = measure(base, load_adapter(folder), count, config, weight=weight)
     save_picture(picture_grid(shown, columns=6), folder / "sketch-grid.png")
     means = {name: float(np.mean(getattr(result, name))) for name in ("following", "free", "autoencoder")}

@@ -38,7 +38,9 @@ def result() -> claim.ClaimResult:
         )
     trainer = Trainer(base)
     for item, (_, _, seed) in zip(subjects, CONCEPTS, strict=True):
-        data = concept_data(concept_pictures(item.identity, seed), name=str(item.ref), class_word=item.ref.name)
+        data = concept_data(
+            concept_pictures(item.identity, seed), name=f"{item.ref.owner}-{item.ref.name}", class_word=item.ref.name
+        )
         trainer.admit(SlotSpec(key=str(item.ref), data=data, config=PRESETS["small-world"]))
     while trainer.keys:
         trainer.step()
