@@ -28,7 +28,8 @@ from mos.errors import BadInputError, MosError, TryAgainError
 _ASK_S = 0.3
 _FIRST_RUN_S = 120.0
 """How long a new pool waits for its first run: reading that imports torch, which takes a while on a busy machine."""
-_ANSWER_LIMIT_S = 60.0
+_ANSWER_LIMIT_S = 300.0
+"""How long a pool that lives may take to answer: its first run makes it import torch, for minutes on a busy machine."""
 
 
 @dataclass
@@ -174,7 +175,7 @@ def train_in_shared_pool(
             decision = decide(classify(error), failures=failures, policy=policy)
             if decision.action is not Action.RETRY:
                 raise root_cause(error) from None
-            message = f"the pool of trainers is gone; {decision.reason}"
+            message = f"the pool of trainers is gone or does not answer; {decision.reason}"
             on_event(request.run_id, {"run_id": request.run_id, "event": "retrying", "reason": message})
             time.sleep(decision.wait_s)
 
