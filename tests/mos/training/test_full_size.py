@@ -7,7 +7,7 @@ from mos.random_base import random_base
 from mos.training import PRESETS, SlotSpec, Trainer
 from tests.mos.training.concepts import made_up_concept
 
-MOST_MB = 10_000
+MOST_MB = 8_000
 """Of the whole: 4.3 GB of float32 weights, the cached moments' encoding, and one step of one picture."""
 
 
