@@ -42,7 +42,7 @@ def withdraw(
     refs = [ref] if ref.version is not None else [ref.at(version) for version in shelf.versions(ref)]
     if not refs:
         raise NotFoundError(f"{ref}: no such concept in {shelf.store.url}; see mos concept ls")
-    manifests = [shelf.manifest(one) for one in refs]
+    manifests = [shelf.manifest(one, settled=True) for one in refs]
     if action == "delete":
         _refuse_shared(shelf, manifests)
     for signed in manifests:

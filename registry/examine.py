@@ -81,7 +81,7 @@ def examine(
     """
     memory = _memory(known, now, snapshot)
     try:
-        signed, unreadable, sha256 = readable_manifest(shelf, ref)
+        signed, unreadable, sha256 = readable_manifest(shelf, ref, known.manifest_sha256 if known is not None else "")
     except ObjectMissingError:
         if known is None:
             raise

@@ -20,6 +20,7 @@ from registry.keys import SigningKey
 from registry.layout import blob_key, hint_key, manifest_key
 from registry.manifest import Manifest, SignedManifest
 from registry.objects.protocol import ObjectStore
+from registry.objects.settled import read_settled
 from registry.reading import Shelf
 from registry.ulid import new_ulid
 from registry.writing import ensure_blob
@@ -111,7 +112,7 @@ def _create_or_read(store: ObjectStore, ref: ConceptRef, data: bytes) -> bytes |
             store.create(manifest_key(ref), data)
         except ObjectExistsError:
             try:
-                return store.get(manifest_key(ref))
+                return read_settled(store, manifest_key(ref))
             except ObjectMissingError:
                 continue
         return None
@@ -124,7 +125,7 @@ def _published(shelf: Shelf, concept: ConceptRef) -> Iterator[tuple[ConceptRef, 
     for version in range(1, last + 1):
         ref = concept.at(version)
         try:
-            yield ref, shelf.manifest(ref)
+            yield ref, shelf.manifest(ref, settled=True)
         except ObjectMissingError:
             continue
         except StoreBusyError:

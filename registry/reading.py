@@ -22,6 +22,7 @@ from registry.layout import (
 )
 from registry.manifest import FileEntry, SignedManifest, check_digest
 from registry.objects.protocol import ObjectStore
+from registry.objects.settled import read_settled
 from registry.records import OwnerRecord, RegistryRecord
 from registry.row import Row
 from registry.snapshot import ShardEntry, Snapshot, newest_snapshot_number, read_snapshot
@@ -69,10 +70,14 @@ class Shelf:
         self.home.remember_owner(self.store.url, owner, record.serial)
         return record
 
-    def manifest(self, ref: ConceptRef) -> SignedManifest:
-        """A version's manifest, parsed; its signature is for the caller to check."""
+    def manifest(self, ref: ConceptRef, *, settled: bool = False) -> SignedManifest:
+        """A version's manifest, parsed; its signature is for the caller to check.
+
+        `settled` guards against a damaged answer where something lasting follows from it, see `read_settled`.
+        """
         try:
-            return SignedManifest.from_bytes(self.store.get(manifest_key(ref)), ref)
+            data = read_settled(self.store, manifest_key(ref)) if settled else self.store.get(manifest_key(ref))
+            return SignedManifest.from_bytes(data, ref)
         except ObjectMissingError as error:
             raise ObjectMissingError(f"{ref}: no such version in {self.store.url}; see mos concept ls") from error
 
@@ -93,7 +98,7 @@ class Shelf:
         number = 1
         while True:
             try:
-                events.append(SignedEvent.from_bytes(self.store.get(event_key(ref, number)), ref, number))
+                events.append(SignedEvent.from_bytes(read_settled(self.store, event_key(ref, number)), ref, number))
             except ObjectMissingError:
                 if number > num_known:
                     return events, problems
@@ -202,13 +207,13 @@ class Catalogue:
         raise IntegrityError(f"{self.shelf.store.url}/{key}: damaged; rebuild with mos registry rebuild")
 
 
-def readable_manifest(shelf: Shelf, ref: ConceptRef) -> tuple[SignedManifest | None, str, str]:
-    """A manifest, or why it cannot be read, and the sha256 of its bytes.
+def readable_manifest(shelf: Shelf, ref: ConceptRef, known_sha256: str = "") -> tuple[SignedManifest | None, str, str]:
+    """A manifest, or why it cannot be read, and the sha256 of its bytes; a damaged answer is asked for again.
 
     Raises:
         ObjectMissingError: If there is none.
     """
-    data = shelf.store.get(manifest_key(ref))
+    data = read_settled(shelf.store, manifest_key(ref), known_sha256)
     try:
         return SignedManifest.from_bytes(data, ref), "", sha256_hex(data)
     except MosError as error:

@@ -3,6 +3,7 @@
 from registry.documents import sha256_hex
 from registry.errors import ObjectExistsError, ObjectMissingError, StoreBusyError
 from registry.objects.protocol import ObjectStore
+from registry.objects.settled import read_settled
 
 REFRESH_AFTER_S = 6 * 3600.0
 """A file found again is written again after this long, so that a sweep never takes it for forgotten."""
@@ -24,7 +25,7 @@ def create_or_same(store: ObjectStore, key: str, data: bytes) -> bool:
             store.create(key, data)
         except ObjectExistsError:
             try:
-                found = store.get(key)
+                found = read_settled(store, key)
             except ObjectMissingError:
                 continue
             if found == data:

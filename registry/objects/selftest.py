@@ -4,6 +4,7 @@ import contextlib
 
 from registry.errors import ObjectExistsError, UnsafeBackendError
 from registry.objects.protocol import ObjectStore
+from registry.objects.settled import read_settled
 from registry.ulid import new_ulid
 
 
@@ -20,7 +21,7 @@ def check_conditional_writes(store: ObjectStore, prefix: str) -> None:
         with contextlib.suppress(ObjectExistsError):
             store.create(key, b"second")
             lost = True
-        if lost or store.get(key) != b"first":
+        if lost or read_settled(store, key) != b"first":
             raise UnsafeBackendError(
                 f"{store.url}: this store ignores conditional writes (If-None-Match), so two owners could overwrite "
                 "each other; use AWS S3, Ceph radosgw 16 or newer, MinIO, or a local directory"

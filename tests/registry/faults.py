@@ -60,14 +60,14 @@ class FaultyStore:
         self._after(fault)
 
     def get(self, key: str) -> bytes:
-        """See `ObjectStore.get`; bytes may come damaged."""
+        """See `ObjectStore.get`; bytes may come damaged, no two answers at the same place."""
         fault = self._next((Fault.DIES_BEFORE, Fault.BUSY, Fault.FLIPPED, Fault.TRUNCATED))
         self._before(fault)
         data = self.inner.get(key)
         if fault is Fault.FLIPPED and data:
-            middle = len(data) // 2
-            return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-        return data[: len(data) // 2] if fault is Fault.TRUNCATED else data
+            place = (len(data) // 2 + self.count) % len(data)
+            return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        return data[: max(0, len(data) // 2 - self.count)] if fault is Fault.TRUNCATED else data
 
     def head(self, key: str) -> Stored | None:
         """See `ObjectStore.head`."""

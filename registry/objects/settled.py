@@ -1,0 +1,29 @@
+"""Reading what must not be misread: a store's answer may come damaged, and some answers are never asked for again."""
+
+from registry.errors import StoreBusyError
+from registry.objects.protocol import ObjectStore
+
+MAX_READS = 5
+
+
+def read_settled(store: ObjectStore, key: str, known_sha256: str = "") -> bytes:
+    """Read an object until two answers in a row are equal, or one has the digest that is known.
+
+    For bytes that something lasting follows from: what an indexer remembers as first seen, whether a run was published
+    before, which files nobody names any more.
+
+    Raises:
+        ObjectMissingError: If there is none.
+        StoreBusyError: If no two answers are alike.
+    """
+    from registry.documents import sha256_hex
+
+    data = store.get(key)
+    for _ in range(MAX_READS - 1):
+        if known_sha256 and sha256_hex(data) == known_sha256:
+            return data
+        again = store.get(key)
+        if again == data:
+            return data
+        data = again
+    raise StoreBusyError(f"{store.url}/{key}: {MAX_READS} answers, each another; try again")
