@@ -25,7 +25,7 @@ def create_or_same(store: ObjectStore, key: str, data: bytes) -> bool:
             store.create(key, data)
         except ObjectExistsError:
             try:
-                found = read_settled(store, key)
+                found = read_settled(store, key, sha256_hex(data))
             except ObjectMissingError:
                 continue
             if found == data:

@@ -1,12 +1,16 @@
 """A store that fails on purpose: dies, loses replies, is busy, shows old listings, damages bytes."""
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 
 from registry.errors import StoreBusyError
 from registry.layout import Stored
 from registry.objects import selftest
 from registry.objects.protocol import ObjectStore
+
+STALE_FOR_S = 3600.0
+"""How long a listing may lag behind; stores that promise less are not supported."""
 
 
 class Died(BaseException):
@@ -32,8 +36,8 @@ class FaultyStore:
     `plan` says which fault strikes which of the next operations, counted from 0; after it, none.
     """
 
-    def __init__(self, inner: ObjectStore) -> None:
-        self.inner = inner
+    def __init__(self, inner: ObjectStore, clock: Callable[[], float] = time.time) -> None:
+        self.inner, self.clock = inner, clock
         self.url = inner.url
         self.plan: dict[int, Fault] = {}
         self.count = 0
@@ -75,12 +79,14 @@ class FaultyStore:
         return self.inner.head(key)
 
     def list(self, prefix: str, after: str = "") -> Iterator[Stored]:
-        """See `ObjectStore.list`; a stale listing lacks the newest object."""
+        """See `ObjectStore.list`; a stale listing lacks the newest object, if it was written in the last hour."""
         fault = self._next((Fault.DIES_BEFORE, Fault.BUSY, Fault.STALE_LISTING))
         self._before(fault)
         found = list(self.inner.list(prefix, after))
         if fault is Fault.STALE_LISTING and found:
-            found.remove(max(found, key=lambda one: (one.modified_s, one.key)))
+            newest = max(found, key=lambda one: (one.modified_s, one.key))
+            if self.clock() - newest.modified_s < STALE_FOR_S:
+                found.remove(newest)
         yield from found
 
     def delete(self, key: str) -> None:

@@ -47,7 +47,7 @@ class RegistryMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="mos-machine-")
         self.clock = Clock()
-        self.store = FaultyStore(MemoryStore(self.clock))
+        self.store = FaultyStore(MemoryStore(self.clock), self.clock)
         self.registry = Registry.over(self.store, create=True, home=Home(self.folder.name), clock=self.clock)
         self.keys = {owner: self.registry.new_owner(owner) for owner in ("alice", "bob")}
         self.model: dict[ConceptRef, Version] = {}
@@ -92,7 +92,7 @@ class RegistryMachine(RuleBasedStateMachine):
         if version.deleted:
             return
         if action == "delete":
-            version.deleted = True if done or version.deleted is None else None
+            version.deleted = True if done else None
         else:
             version.yanked = (action == "yank") if done else None
 
