@@ -69,6 +69,7 @@ def test_gradient_fusion_keeps_more_of_the_identities_than_averaging(result):
         for item in result.differences
         if (item.method, item.baseline, item.metric) == (claim.GRADIENT, claim.AVERAGE, "probe_identity")
     )
+    print(f"gradient - average {difference.interval}")  # shown by pytest -s
     assert difference.interval.count >= 100
     ready = readiness(result.rows)
     assert ready is not None
