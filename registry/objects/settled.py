@@ -1,5 +1,6 @@
 """Reading what must not be misread: a store's answer may come damaged, and some answers are never asked for again."""
 
+from registry.documents import sha256_hex
 from registry.errors import StoreBusyError
 from registry.objects.protocol import ObjectStore
 
@@ -16,8 +17,6 @@ def read_settled(store: ObjectStore, key: str, known_sha256: str = "") -> bytes:
         ObjectMissingError: If there is none.
         StoreBusyError: If no two answers are alike.
     """
-    from registry.documents import sha256_hex
-
     data = store.get(key)
     for _ in range(MAX_READS - 1):
         if known_sha256 and sha256_hex(data) == known_sha256:
