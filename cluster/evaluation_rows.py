@@ -75,10 +75,11 @@ def read_block(data: bytes, name: str) -> list[ScoredPicture]:
         BadInputError: If a newer mos wrote it.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
+
+    from registry.shards import read_table
 
     try:
-        table = pq.read_table(io.BytesIO(data))
+        table = read_table(data)
     except pa.ArrowException as error:
         raise CheckFailedError(f"{name}: not a readable Parquet file ({error}); delete it and rerun") from error
     _check_format(table, name)

@@ -52,26 +52,48 @@ Load = Callable[[ShardEntry], bytes]
 
 
 def read_table(data: bytes) -> pa.Table:
-    """A catalogue file in memory."""
-    return pq.read_table(io.BytesIO(data))
+    """A catalogue file in memory.
+
+    Read by the caller's own thread from Arrow's own buffer: Arrow's pool of threads can abort a Python that ends
+    right after a parallel read of a Python file object (apache/arrow issues 34314 and 50482).
+    """
+    return _opened(data).read(use_threads=False)
 
 
 def read_concept(data: bytes, ref: ConceptRef) -> list[dict[str, Any]]:
     """The records of one concept in a catalogue file, by version."""
-    filters = [("owner", "=", ref.owner), ("concept", "=", ref.name)]
-    records: list[dict[str, Any]] = pq.read_table(io.BytesIO(data), filters=filters).to_pylist()
-    return records
+    return _read_where(data, {"owner": ref.owner, "concept": ref.name})
 
 
 def read_owner(data: bytes, owner: str) -> list[dict[str, Any]]:
     """The records of one owner in a catalogue file."""
-    records: list[dict[str, Any]] = pq.read_table(io.BytesIO(data), filters=[("owner", "=", owner)]).to_pylist()
-    return records
+    return _read_where(data, {"owner": owner})
 
 
 def owners_in(data: bytes) -> set[str]:
     """The owners in a catalogue file."""
-    return set(pq.read_table(io.BytesIO(data), columns=["owner"])["owner"].unique().to_pylist())
+    return set(_opened(data).read(columns=["owner"], use_threads=False)["owner"].unique().to_pylist())
+
+
+def _opened(data: bytes) -> pq.ParquetFile:
+    return pq.ParquetFile(pa.BufferReader(data))
+
+
+def _read_where(data: bytes, equal: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The records whose columns have these values, from the row groups whose bounds allow them."""
+    file = _opened(data)
+    groups = [group for group in range(file.num_row_groups) if _may_hold(file.metadata.row_group(group), equal)]
+    table = file.read_row_groups(groups, use_threads=False)
+    for column, value in equal.items():
+        table = table.filter(pc.equal(table[column], value))
+    records: list[dict[str, Any]] = table.to_pylist()
+    return records
+
+
+def _may_hold(group: pq.RowGroupMetaData, equal: Mapping[str, str]) -> bool:
+    columns = {group.column(index).path_in_schema: group.column(index).statistics for index in range(group.num_columns)}
+    bounds = [(columns.get(name), value) for name, value in equal.items()]
+    return all(one is None or not one.has_min_max or one.min <= value <= one.max for one, value in bounds)
 
 
 def encode(table: pa.Table) -> bytes:
