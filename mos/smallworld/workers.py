@@ -1,7 +1,9 @@
 """Local data parallelism that tolerates a busy machine: one thread a process, weights averaged now and then."""
 
+import multiprocessing
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,7 +13,10 @@ from torch.multiprocessing.spawn import spawn
 
 
 def run_workers(function: Callable[..., None], num_workers: int, *arguments: Any) -> None:
-    """Run `function(rank, num_workers, *arguments)` in that many processes joined by gloo; one runs right here."""
+    """Run `function(rank, num_workers, *arguments)` in that many processes joined by gloo; one runs right here.
+
+    The processes end with the caller, however it ends.
+    """
     if num_workers == 1:
         function(0, 1, *arguments)
         return
@@ -42,6 +47,7 @@ def barrier() -> None:
 
 
 def _worker(rank: int, function: Callable[..., None], num_workers: int, port: int, arguments: tuple[Any, ...]) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     torch.set_num_threads(1)
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
     dist.init_process_group("gloo", rank=rank, world_size=num_workers)
@@ -49,6 +55,14 @@ def _worker(rank: int, function: Callable[..., None], num_workers: int, port: in
         function(rank, num_workers, *arguments)
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_the_parent() -> None:
+    """A killed parent cannot stop its workers, and two runs must never write to one folder."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _free_port() -> int:
