@@ -102,7 +102,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None]) -> Path:
             demo.meter.watch(session.processes)
         refs = demo.train(owners, registry, base)
         found, model = demo.fuse(refs, registry, base)
-        pictures = demo.draw(base, found, model)
+        pictures = demo.draw(base, owners, found, model)
         claim = demo.evaluate(base, owners, found, registry, model)
     return demo.report(owners, found, base, pictures, claim)
 
@@ -208,16 +208,20 @@ class _Demo:
         self.intervals += intervals
         return found, model.adapter
 
-    def draw(self, base: "BaseModel", found: Sequence["Resolved"], fused: "Adapter") -> "DemoPictures":
+    def draw(
+        self, base: "BaseModel", owners: Sequence[Owner], found: Sequence["Resolved"], fused: "Adapter"
+    ) -> "DemoPictures":
         """Every concept alone, and all three in one picture by regional sampling."""
-        from jobs.demo_pictures import draw_pictures
+        from jobs.demo_pictures import draw_pictures, overview
 
         with (
             self.meter.phase("draw", "each concept alone, and all three in one picture"),
             measured(self.intervals, "driver", "draw", "driver"),
         ):
-            refs = [item.ref for item in found]
-            return draw_pictures(base, refs, fused, self._config.num_inference_steps, self._config.out / "pictures")
+            refs, folder = [item.ref for item in found], self._config.out / "pictures"
+            drawn = draw_pictures(base, refs, fused, self._config.num_inference_steps, folder)
+            overview([owner.pictures for owner in owners], drawn).save(folder / "overview.png")
+            return drawn
 
     def evaluate(
         self,

@@ -19,6 +19,8 @@ ALONE_PROMPTS = tuple(f"a photo of a {{}} {place}" for place in PLACES)
 COLUMN_SHARE = 0.75
 """Width of each concept's column in the picture of all, as a share of the base's own picture."""
 SEED = 7
+TILE, GAP = 64, 4
+"""Pixels of the overview's small pictures and between pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,32 @@ def draw_pictures(
     )
     _save(drawn, folder)
     return drawn
+
+
+def overview(trained_with: Sequence[Sequence["Image.Image"]], drawn: DemoPictures) -> "Image.Image":
+    """One sheet: a row a concept, what its owner trained with and what the fused model draws; all together below.
+
+    Args:
+        trained_with: Pictures of each concept, in the order of `drawn.alone`.
+        drawn: What was drawn.
+    """
+    from PIL import Image
+
+    rows = list(zip(trained_with, drawn.alone.values(), strict=True))
+    width = max(len(given) + len(made) for given, made in rows) * (TILE + GAP) + 3 * GAP
+    half = (width - GAP) // 2
+    first = drawn.together[0][1]
+    height = round(half * first.height / first.width)
+    top = len(rows) * (TILE + GAP)
+    sheet = Image.new("RGB", (width, top + -(-len(drawn.together) // 2) * (height + GAP)), "white")
+    for row, (given, made) in enumerate(rows):
+        for column, picture in enumerate([*given, *made]):
+            left = column * (TILE + GAP) + (4 * GAP if column >= len(given) else 0)
+            sheet.paste(picture.convert("RGB").resize((TILE, TILE)), (left, row * (TILE + GAP)))
+    for number, (_, picture) in enumerate(drawn.together):
+        place = (number % 2 * (half + GAP), top + number // 2 * (height + GAP))
+        sheet.paste(picture.resize((half, height), Image.Resampling.LANCZOS), place)
+    return sheet
 
 
 def columns(refs: Sequence[ConceptRef], place: str) -> list["Region"]:

@@ -17,7 +17,10 @@ from registry.snapshot import ShardEntry
 MAX_SHARD_ROWS = 32_768
 """A file with more rows is split in two."""
 
-_ROW_GROUP = 8_192
+_ROW_GROUP = 16_384
+_PAGE_BYTES = 65_536
+"""Long columns are cut into pages of about this length, so that a reader of few rows decompresses few."""
+
 _PRUNED_BY = ("owner", "concept", "version", "first_seen_snapshot")
 """Columns whose bounds let a reader leave out row groups; bounds of others only make footers longer."""
 
@@ -104,6 +107,7 @@ def encode(table: pa.Table) -> bytes:
         sink,
         compression="zstd",
         row_group_size=_ROW_GROUP,
+        data_page_size=_PAGE_BYTES,
         write_statistics=[name for name in _PRUNED_BY if name in table.schema.names],
         use_dictionary=[_leaf(field) for field in table.schema if field.name not in _NEARLY_UNIQUE],
     )

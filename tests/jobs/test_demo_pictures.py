@@ -2,7 +2,9 @@
 
 from itertools import pairwise
 
-from jobs.demo_pictures import ALONE_PROMPTS, columns, together_prompts
+from PIL import Image
+
+from jobs.demo_pictures import ALONE_PROMPTS, GAP, TILE, DemoPictures, columns, overview, together_prompts
 from mos.concept import ConceptRef
 from mos.smallworld.captions import BACKDROP_PHRASES, world_words
 
@@ -24,3 +26,18 @@ def test_the_picture_of_all_names_every_class_and_gives_each_concept_a_column() 
     ]
     edges = [region.box for region in regions]
     assert all(left is not None and right is not None and left[2] == right[0] for left, right in pairwise(edges))
+
+
+def test_the_overview_shows_every_picture() -> None:
+    colours = iter(range(1, 100))
+
+    def picture(width: int = 64) -> Image.Image:
+        return Image.new("RGB", (width, 64), (next(colours), 0, 0))
+
+    given = [[picture() for _ in range(3)] for _ in range(2)]
+    alone = {name: [picture(), picture()] for name in ("a/robot@1", "b/cat@1")}
+    together = [(prompt, picture(128)) for prompt in ("beach", "snow", "city")]
+    sheet = overview(given, DemoPictures(prompts=("one", "two"), alone=alone, together=together, regions=()))
+    seen = {colour[0] for _, colour in sheet.getcolors(1000) or ()}
+    assert set(range(1, 14)) <= seen
+    assert sheet.width == 5 * (TILE + GAP) + 3 * GAP
