@@ -18,8 +18,11 @@ MAX_SHARD_ROWS = 32_768
 """A file with more rows is split in two."""
 
 _ROW_GROUP = 16_384
-_PAGE_BYTES = 65_536
-"""Long columns are cut into pages of about this length, so that a reader of few rows decompresses few."""
+_SCANNED = {
+    *("owner", "concept", "version", "state", "kind", "licence", "commercial_use", "derivatives", "tags"),
+    *("base_name", "base_family", "base_key", "search_text", "first_seen_snapshot"),
+}
+"""Columns that a search reads of every row: packed for reading (lz4), the others for size (zstd)."""
 
 _PRUNED_BY = ("owner", "concept", "version", "first_seen_snapshot")
 """Columns whose bounds let a reader leave out row groups; bounds of others only make footers longer."""
@@ -105,9 +108,8 @@ def encode(table: pa.Table) -> bytes:
     pq.write_table(
         table,
         sink,
-        compression="zstd",
+        compression={_leaf(field): "lz4" if field.name in _SCANNED else "zstd" for field in table.schema},
         row_group_size=_ROW_GROUP,
-        data_page_size=_PAGE_BYTES,
         write_statistics=[name for name in _PRUNED_BY if name in table.schema.names],
         use_dictionary=[_leaf(field) for field in table.schema if field.name not in _NEARLY_UNIQUE],
     )
