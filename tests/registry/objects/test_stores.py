@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from mos.errors import BadInputError, NotAllowedError, NotFoundError, TryAgainError
-from registry.errors import ObjectExistsError, ObjectMissingError, UnsafeBackendError
+from registry.errors import ObjectExistsError, ObjectMissingError, StoreBusyError, UnsafeBackendError
 from registry.objects import ObjectStore, open_store
 from registry.objects.directory import DirectoryStore
 from registry.objects.s3 import S3Store
+from tests.registry.faults import Fault, FaultyStore
 from tests.registry.world import MemoryStore
 
 KINDS = ("directory", "s3", "memory")
@@ -94,6 +95,14 @@ class IgnoresConditions(MemoryStore):
 def test_the_self_test_refuses_a_store_that_ignores_conditions():
     with pytest.raises(UnsafeBackendError, match="ignores conditional writes"):
         IgnoresConditions().check_conditional_writes("selftest/")
+
+
+def test_the_self_test_takes_damaged_answers_for_what_they_are():
+    store = FaultyStore(MemoryStore())
+    store.arm({2: Fault.TRUNCATED, 3: Fault.TRUNCATED})  # both answers come back empty
+    with pytest.raises(StoreBusyError, match="nobody wrote"):
+        store.check_conditional_writes("selftest/")
+    assert list(store.inner.list("")) == []
 
 
 def test_an_s3_listing_goes_past_a_page(s3_url: str):
