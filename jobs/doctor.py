@@ -4,7 +4,7 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -35,25 +35,25 @@ class Finding:
 
 def examine(base: str | None, registry_url: str, ray_address: str | None) -> list[Finding]:
     """Look at everything; a check that itself breaks is a finding, not an error."""
-    checks: Sequence[Callable[[], list[Finding]]] = (
-        _python,
-        _packages,
-        _memory,
-        _disk,
-        _gpu,
-        lambda: _base(base),
-        lambda: _registry(registry_url),
-        lambda: _ray(ray_address),
-    )
-    findings: list[Finding] = []
-    for check in checks:
-        try:
-            findings += check()
-        except MosError as error:
-            findings.append(
-                Finding(name=getattr(check, "__name__", "check").strip("_<>"), is_good=False, found=str(error))
-            )
-    return findings
+    checks: Mapping[str, Callable[[], list[Finding]]] = {
+        "python": _python,
+        "packages": _packages,
+        "memory": _memory,
+        "disk": _disk,
+        "gpu": _gpu,
+        "base": lambda: _base(base),
+        "registry": lambda: _registry(registry_url),
+        "ray": lambda: _ray(ray_address),
+    }
+    return [finding for name, check in checks.items() for finding in _findings(name, check)]
+
+
+def _findings(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return check()
+    except Exception as error:  # a package that is missing or broken breaks the checks that need it, in any way
+        text = str(error) if isinstance(error, MosError) else f"{type(error).__name__}: {error}"
+        return [Finding(name=name, is_good=False, found=text, remedy="make setup")]
 
 
 def _python() -> list[Finding]:

@@ -9,6 +9,6 @@ from cluster.session import Session, local_ray
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[Session]:
-    """A private Ray with two logical CPUs, as on a laptop."""
-    with local_ray(num_cpus=2) as session:
+    """A private Ray with two logical CPUs, as on a laptop, and one logical GPU, which only who asks for it is given."""
+    with local_ray(num_cpus=2, num_gpus=1) as session:
         yield session

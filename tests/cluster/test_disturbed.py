@@ -12,7 +12,7 @@ import pytest
 
 from mos.base_model import load_base
 from tests.bases import saved_random_base
-from tests.cluster.work import fused_sha256, fusion_sources, undisturbed_artifact
+from tests.cluster.work import fused_sha256, fusion_sources, published_versions, undisturbed_artifact
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -46,9 +46,11 @@ def disturbed(scenario: str, base_path: Path, folder: Path) -> dict[str, Any]:
 def test_what_is_lost_is_done_again_with_the_same_result(
     scenario: str, least_retries: int, base_path: Path, expected: dict[str, str], tmp_path: Path
 ) -> None:
-    found = disturbed(scenario, base_path, tmp_path)
+    (tmp_path / "registry").mkdir()
+    found = disturbed(scenario, base_path, tmp_path / "registry")
     assert {name: found[name]["sha256"] for name in ("trained", "fused")} == expected
     assert found["trained"]["retries"] >= least_retries
     assert found["fused"]["retries"] >= least_retries
+    assert published_versions(str(tmp_path / "registry"), tmp_path / "home") == ["000001.json"]
     assert found["actors"] == []
     assert found["returned_after_s"] < 60

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import PendingTimeoutError, UnsatisfiableError
 from cluster.failure import RetryPolicy
 from cluster.fusion import FusionWorker, RayFusionExecutor
+from cluster.placement import Resources
 from cluster.pool import Call, PoolOptions, WorkerPool
 from cluster.session import Session
 from cluster.timeline import WorkInterval, num_processes
@@ -98,6 +100,7 @@ def test_a_fusion_worker_killed_inside_a_stage_changes_nothing(
     assert killed
     assert retries
     assert written(parallel, tmp_path / "parallel") == written(serial, tmp_path / "serial")
+    wait_until(everything_is_back, "no actor lives, all resources are free", timeout_s=60)
 
 
 class Failing:
@@ -126,6 +129,18 @@ def test_a_pool_raises_user_errors_as_they_are_and_gives_up_on_a_deadly_call(ray
         with pytest.raises(Exception, match="failed 2 times; the limit is 1 retries"):
             pool.map([Call("die", (), "die")])
     assert len(retries) == 1
+
+
+@pytest.mark.slow
+def test_two_workers_share_a_gpu_by_halves_and_one_too_many_is_given_up_with_what_is_free(ray_session: Session) -> None:
+    halves = Resources(num_cpus=0.5, num_gpus=0.5)
+    with WorkerPool("halves", Failing, {}, PoolOptions(num_workers=2, resources=halves)) as pool:
+        assert len(set(pool.process_ids())) == 2
+    with pytest.raises(PendingTimeoutError, match=r"[1-3] of 3 workers .* 0 GPU of 1 node with 2 CPU"):
+        WorkerPool("halves", Failing, {}, PoolOptions(num_workers=3, resources=halves, pending_timeout_s=20.0))
+    with pytest.raises(UnsatisfiableError, match=r"0.5 CPU \+ 2 GPU, and no node has that: 1 node with 2 CPU \+ 1 GPU"):
+        WorkerPool("whole", Failing, {}, PoolOptions(resources=Resources(num_cpus=0.5, num_gpus=2)))
+    wait_until(everything_is_back, "no actor lives, all resources are free", timeout_s=60)
 
 
 @pytest.mark.slow

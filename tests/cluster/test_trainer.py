@@ -24,7 +24,15 @@ from mos.training import TrainingConfig
 from mos.training.contest import train_seeds
 from tests.bases import saved_random_base
 from tests.cluster.kills import KillingPlaces
-from tests.cluster.work import OWNERS, TRAINING, concept_request, undisturbed_artifact
+from tests.cluster.work import (
+    OWNERS,
+    TRAINING,
+    concept_request,
+    everything_is_back,
+    published_versions,
+    undisturbed_artifact,
+)
+from tests.jobs.commands import wait_until
 from tests.mos.training.concepts import made_up_concept
 
 
@@ -120,6 +128,9 @@ def check_kill(
     assert (tmp_path / "killed").exists()
     assert outcomes["concept-alice"]["event"] == "staged"
     assert read_staged(RegistryPlaces(url)("concept-alice"))[0] == expected
+    assert published_versions(url, tmp_path / "home") == ["000001.json"]
+    assert list(RegistryPlaces(url)("concept-alice").names("pictures")) == []
+    wait_until(everything_is_back, "no actor lives, all resources are free", timeout_s=60)
     assert watch.of("retrying")  # a busy machine may lose a worker of its own besides
     return watch
 
@@ -176,7 +187,6 @@ def test_cancelling_writes_a_checkpoint_and_the_next_submission_goes_on_from_it(
     step_s = watch.of("step")[-1]["step_s"]
     assert outcome["event"] == "cancelled"
     assert 0 < outcome["step"] < 4000
-    assert outcome["at"] - watch.of("cancelling")[0].get("at", outcome["at"]) <= step_s + 2.0
     assert time.monotonic() - seen_at[0] <= step_s + 2.0
     again = pool(RegistryPlaces(url), watch, is_cancelled=lambda _: len(watch.of("started")) > 1)
     again.enqueue(concept_request("alice", url, long), str(base_path))

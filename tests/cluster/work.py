@@ -7,12 +7,15 @@ from pathlib import Path
 from cluster.places import RegistryPlaces
 from cluster.staging import neutral, stage_pictures
 from cluster.trainer import TrainingRequest
+from jobs.specs import ConceptSpec
+from jobs.train_concept import publish_staged
 from mos.artifact import artifact_bytes
 from mos.base_model import BaseModel
 from mos.concept import ConceptRef
 from mos.fusion import FusionConfig, FusionExecutor, FusionSource, StageRule, fuse, write_fused
 from mos.random_concept import random_concept
 from mos.training import TrainingConfig, train_concept
+from registry import Registry
 from tests.mos.training.concepts import FAST, made_up_concept
 
 OWNERS = {"alice": "robot", "bob": "cat"}
@@ -42,6 +45,16 @@ def undisturbed_artifact(base: BaseModel, owner: str, config: TrainingConfig = T
     return b"".join(artifact_bytes(train_concept(base, neutral(made_up_concept(OWNERS[owner])), config)))
 
 
+def published_versions(url: str, home: Path) -> list[str]:
+    """Publish the staged run of `concept-alice` twice, as two waiting commands would; the manifests it has then."""
+    registry = Registry.open(url, create=True, home=home)
+    spec = ConceptSpec(owner="alice", name=OWNERS["alice"], class_word="cat", pictures="staged")
+    for _ in range(2):
+        publish_staged("concept-alice", spec, registry, "0" * 64)
+    folder = Path(url) / "users" / "alice" / "m" / OWNERS["alice"]
+    return sorted(path.name for path in folder.iterdir())
+
+
 def fusion_sources(base: BaseModel, *owners: str) -> list[FusionSource]:
     """Random concepts, equal wherever they are made."""
     names = owners or ("alice", "bob")
@@ -63,7 +76,8 @@ def living() -> list[str]:
 
 
 def everything_is_back() -> bool:
-    """Whether no actor lives and no CPU is taken."""
+    """Whether no actor lives and no CPU or GPU is taken."""
     import ray
 
-    return not living() and ray.available_resources().get("CPU", 0.0) == ray.cluster_resources()["CPU"]
+    whole, free = ray.cluster_resources(), ray.available_resources()
+    return not living() and all(free.get(name, 0.0) == whole.get(name, 0.0) for name in ("CPU", "GPU"))
