@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cluster.evaluation_rows import Objects, ScoreStore
+from cluster.machine import device
+from cluster.placement import share_of_gpu
 from mos.evaluation.batch import BatchConfig, Block, BlockDrawer, BlockScorer, EvaluatedModel, plan_blocks
 from mos.evaluation.scoring import ConceptTruth, PictureScorer
 
@@ -90,7 +92,8 @@ def run_evaluation(
     Args:
         job: What to evaluate.
         num_drawers: Processes that draw.
-        drawer_cpus: CPUs each of them asks for; the scorer asks for a quarter of one.
+        drawer_cpus: CPUs each of them asks for, besides the share of a GPU in MOS_EVALUATION_GPUS; the scorer asks
+            for a quarter of a CPU.
         on_block: Called with (blocks done, blocks in all) as blocks arrive.
     """
     import pyarrow as pa
@@ -110,6 +113,7 @@ def run_evaluation(
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(num_drawers, len(missing))),
             num_cpus=drawer_cpus,
+            num_gpus=share_of_gpu("MOS_EVALUATION_GPUS", 0.0) or None,
         )
         written = drawn.map_batches(
             _ScoreStage,
@@ -193,7 +197,7 @@ def _drawer(job: EvaluationJob) -> BlockDrawer:
     from mos.base_model import load_base
 
     return BlockDrawer(
-        base=load_base(job.base),
+        base=load_base(job.base, device=device()),
         config=job.config,
         models={model.name: model for model in job.models},
         truths=job.truths,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from cluster import metrics
+from cluster.machine import device
 from cluster.pool import Call, PoolOptions, WorkerPool
 from cluster.timeline import WorkInterval, measured
 
@@ -49,7 +50,7 @@ class FusionWorker:
         intervals: list[WorkInterval] = []
         label = f"{stage.name.value}: {source.name if source else 'generic prompts'}"
         with measured(intervals, "recorder", label, self._name):
-            self._base = self._base or load_base(self._base_path or None)
+            self._base = self._base or load_base(self._base_path or None, device=device())
             statistics = record_stage(stage, self._base, source, upstream, self._config)
         return statistics, intervals[0]
 
@@ -61,7 +62,7 @@ class FusionWorker:
 
         intervals: list[WorkInterval] = []
         with measured(intervals, "solver", f"{stage.name.value}: {label}", self._name):
-            solutions = solve_stage(problems, self._config)
+            solutions = solve_stage(problems, self._config, device=device())
         metrics.add("mos_layers_done_total", {"stage": stage.name.value}, sum(len(item.linears) for item in solutions))
         return solutions, intervals[0]
 

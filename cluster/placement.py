@@ -6,10 +6,11 @@ one waits without a word. So both are stated, always, and waiting has an end.
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.errors import PendingTimeoutError, UnsatisfiableError
+from mos.errors import BadInputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,7 @@ TRAINER = Resources(num_cpus=0.5)
 """A trainer on CPU: three of them share two logical CPUs and leave room for a solver."""
 
 SOLVER = Resources(num_cpus=0.5)
-"""A fusion worker, which records and solves."""
+"""A fusion worker on CPU, which records and solves."""
 
 EVALUATOR = Resources(num_cpus=0.5)
 """A worker that draws and scores pictures."""
@@ -71,6 +72,27 @@ EVALUATOR = Resources(num_cpus=0.5)
 def gpu_trainer(share: float) -> Resources:
     """A trainer on `share` of a GPU, with one CPU to feed it."""
     return Resources(num_cpus=1.0, num_gpus=share)
+
+
+def share_of_gpu(name: str, default: float) -> float:
+    """The share of one GPU that the variable `name` asks for a worker.
+
+    Raises:
+        BadInputError: If it is no number from 0 to 1.
+    """
+    text = os.environ.get(name, "")
+    try:
+        share = float(text) if text else default
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise BadInputError(f"{name}={text}: expected a share of one GPU from 0 to 1; set it where the cluster starts")
+    return share
+
+
+def solver() -> Resources:
+    """A fusion worker: on CPU, unless MOS_FUSION_GPUS gives each a share of a GPU, which trainers then cannot have."""
+    return replace(SOLVER, num_gpus=share_of_gpu("MOS_FUSION_GPUS", 0.0))
 
 
 def nodes_of(nodes: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

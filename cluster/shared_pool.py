@@ -18,7 +18,7 @@ from typing import Any
 import ray
 
 from cluster.failure import Action, RetryPolicy, classify, decide, root_cause
-from cluster.placement import TRAINER, gpu_trainer, nodes_of
+from cluster.placement import TRAINER, gpu_trainer, nodes_of, share_of_gpu
 from cluster.places import RegistryPlaces
 from cluster.slots import Limits
 from cluster.supervisor import TERMINAL_EVENTS, Event, PoolConfig, Supervisor
@@ -238,7 +238,7 @@ def shared_config(nodes: Sequence[Mapping[str, float]]) -> PoolConfig:
         nodes: Total resources of each node.
     """
     gpus, cpus = (sum(node.get(name, 0.0) for node in nodes) for name in ("GPU", "CPU"))
-    share = _share_of_gpu("MOS_TRAINER_GPUS", 1.0 if gpus else 0.0)
+    share = share_of_gpu("MOS_TRAINER_GPUS", 1.0 if gpus else 0.0)
     resources = gpu_trainer(share) if share else TRAINER
     trainers = max(1, int(gpus / share)) if share else max(1, int(cpus / TRAINER.num_cpus) - 1)
     limits = Limits(
@@ -256,14 +256,3 @@ def _setting(name: str, default: int) -> int:
     if not text.isdecimal():
         raise BadInputError(f"{name}={text}: expected a whole number; set it where the cluster is started")
     return int(text)
-
-
-def _share_of_gpu(name: str, default: float) -> float:
-    text = os.environ.get(name, "")
-    try:
-        share = float(text) if text else default
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise BadInputError(f"{name}={text}: expected a share of one GPU from 0 to 1; set it where the cluster starts")
-    return share

@@ -96,7 +96,7 @@ def lock_entries(found: Sequence["Resolved"]) -> list[dict[str, Any]]:
 
 def describe_fusion(spec: FusionSpec, run_id: str, found: Sequence["Resolved"]) -> dict[str, Any]:
     """What `--dry-run` prints: resources, estimated minutes, bytes and digests."""
-    from cluster.placement import SOLVER
+    from cluster.placement import solver
     from cluster.pool import PoolOptions
     from jobs.estimates import estimate_fusion
     from jobs.opening import open_base
@@ -109,7 +109,7 @@ def describe_fusion(spec: FusionSpec, run_id: str, found: Sequence["Resolved"]) 
         "base": facts.name,
         "base_fingerprint": dict(facts.fingerprint),
         "out": spec.out,
-        "resources": f"{PoolOptions().num_workers} workers with {SOLVER} each",
+        "resources": f"{PoolOptions().num_workers} workers with {solver()} each",
         "estimate": estimate_fusion(fusion_config(spec), len(found), facts),
     }
 
@@ -247,6 +247,7 @@ def run_fusion(
     Raises:
         MosError: Whatever is wrong with concepts, licences, options, folder or cluster; nothing is written then.
     """
+    from cluster.placement import solver
     from cluster.pool import PoolOptions
     from cluster.session import connected
     from mos.formats.merged import write_merged
@@ -261,7 +262,7 @@ def run_fusion(
     say(f"fusing {', '.join(entry['ref'] for entry in entries)}")
     with connected(ray_address):
         started = time.monotonic()
-        options = PoolOptions(num_workers=num_workers)
+        options = PoolOptions(num_workers=num_workers, resources=solver())
         model, intervals = fuse_on_ray(base, spec.base, sources, config, options, say=say, cache=cache)
         seconds = time.monotonic() - started
     spent = FusionTime(seconds=seconds, spared_seconds=sum(stage["spared_seconds"] for stage in model.times.values()))

@@ -10,7 +10,9 @@ from cluster.placement import (
     check_satisfiable,
     gpu_trainer,
     pending_timeout_s,
+    solver,
 )
+from mos.errors import BadInputError
 
 LAPTOP = {"CPU": 2.0, "memory": 8.0 * 2**30}
 GPU_NODE = {"CPU": 16.0, "GPU": 2.0, "memory": 100.0 * 2**30}
@@ -44,6 +46,17 @@ def test_two_nodes_with_half_each_do_not_add_up() -> None:
     with pytest.raises(UnsatisfiableError):
         check_satisfiable("solver", Resources(num_cpus=3), [LAPTOP, LAPTOP])
     check_satisfiable("solver", Resources(num_cpus=2), [LAPTOP, LAPTOP])
+
+
+def test_fusion_workers_ask_for_a_share_of_a_gpu_only_where_the_cluster_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert str(solver()) == "0.5 CPU"
+    monkeypatch.setenv("MOS_FUSION_GPUS", "0.25")
+    assert solver().options() == {"num_cpus": 0.5, "num_gpus": 0.25}
+    monkeypatch.setenv("MOS_FUSION_GPUS", "2")
+    with pytest.raises(BadInputError, match="MOS_FUSION_GPUS=2: expected a share of one GPU"):
+        solver()
 
 
 def test_resources_that_cannot_be_are_refused() -> None:
