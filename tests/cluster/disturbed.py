@@ -35,34 +35,36 @@ def main() -> None:
     settings |= {"testing_rpc_failure": json.dumps(LOSSES)} if scenario == "calls" else {}
     os.environ.update({f"RAY_{name}": value for name, value in settings.items()})
     with {"node": two_nodes, "calls": lossy}[scenario]() as disturb:
-        found = work(base, url, disturb)
+        found = work(base, url, disturb, loses_a_worker=scenario == "node")
     print(json.dumps(found))
 
 
-def work(base: str, url: str, disturb: Callable[[], None]) -> dict[str, Any]:
+def work(base: str, url: str, disturb: Callable[[], None], *, loses_a_worker: bool) -> dict[str, Any]:
     import ray
 
     from tests.cluster.work import living
 
     whole = ray.cluster_resources()["CPU"]
-    found = {"trained": trained(base, url, disturb), "fused": fused(base, disturb)}
+    found = {"trained": trained(base, url, disturb, loses_a_worker), "fused": fused(base, disturb)}
     started = time.monotonic()
     while (ray.available_resources().get("CPU", 0.0) < whole or living()) and time.monotonic() - started < 90:
         time.sleep(0.2)
     return found | {"returned_after_s": time.monotonic() - started, "actors": living()}
 
 
-def trained(base: str, url: str, disturb: Callable[[], None]) -> dict[str, Any]:
-    """Train one concept; the disturbance comes with its first checkpoint."""
+def trained(base: str, url: str, disturb: Callable[[], None], loses_a_worker: bool) -> dict[str, Any]:
+    """Train one concept; the disturbance comes after its first checkpoint, and no second is written before."""
     from cluster.failure import RetryPolicy
     from cluster.places import RegistryPlaces
     from cluster.staging import read_staged
     from cluster.supervisor import PoolConfig, Supervisor
+    from tests.cluster.kills import HoldingPlaces
     from tests.cluster.work import concept_request
 
     events: list[dict[str, Any]] = []
     pool = PoolConfig(retries=RetryPolicy(max_retries=8, first_wait_s=0.2), heartbeat_timeout_s=120.0)
-    supervisor = Supervisor(RegistryPlaces(url), pool, on_event=lambda _, event: events.append(dict(event)))
+    gate = Path(url) / "disturbed"
+    supervisor = Supervisor(HoldingPlaces(url, gate), pool, on_event=lambda _, event: events.append(dict(event)))
     supervisor.enqueue(concept_request("alice", url), base)
     is_disturbed = False
     while not supervisor.is_idle:
@@ -70,6 +72,8 @@ def trained(base: str, url: str, disturb: Callable[[], None]) -> dict[str, Any]:
         if not is_disturbed and any(event["event"] == "checkpoint" for event in events):
             is_disturbed = True
             disturb()
+        if is_disturbed and (not loses_a_worker or any(event["event"] == "retrying" for event in events)):
+            gate.touch()
         time.sleep(0.05)
     supervisor.close()
     (outcome,) = supervisor.outcomes.values()
@@ -86,7 +90,9 @@ def fused(base: str, disturb: Callable[[], None]) -> dict[str, Any]:
     from mos.base_model import load_base
     from tests.cluster.work import FUSION, fused_sha256, fusion_sources
 
-    model, retries, seen = load_base(base), [], []
+    model = load_base(base)
+    retries: list[str] = []
+    seen: list[Any] = []
 
     def once(interval: Any) -> None:
         if not seen:

@@ -1,11 +1,13 @@
-"""Places that kill their own worker: SIGKILL, for real, before or after a chosen write of the first attempt."""
+"""Places that kill their own worker, for real, before or after a chosen write, or hold it while others kill it."""
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.checkpoint import RunPlace
 from cluster.places import RegistryPlaces
 
 
@@ -31,15 +33,32 @@ class KillingPlaces:
         return KillingPlace(self, run_id)
 
 
-class KillingPlace:
-    def __init__(self, plan: KillingPlaces, run_id: str) -> None:
-        self._plan, self._place, self._count = plan, RegistryPlaces(plan.url)(run_id), 0
+@dataclass(frozen=True)
+class HoldingPlaces:
+    """Opens a run's place such that a worker stays at its second checkpoint until a file is there.
+
+    Attributes:
+        url: Directory of the registry.
+        gate: The file.
+        patience_s: After so long the worker goes on without it.
+    """
+
+    url: str
+    gate: Path
+    patience_s: float = 300.0
+
+    def __call__(self, run_id: str) -> "HoldingPlace":
+        return HoldingPlace(self, run_id)
+
+
+class PassingPlace:
+    """A place in front of a run's own."""
+
+    def __init__(self, place: RunPlace) -> None:
+        self._place = place
 
     def create(self, name: str, data: bytes) -> bool:
-        self._maybe_kill(name, is_after=False)
-        is_new = self._place.create(name, data)
-        self._maybe_kill(name, is_after=True)
-        return is_new
+        return self._place.create(name, data)
 
     def put(self, name: str, data: bytes) -> None:
         self._place.put(name, data)
@@ -51,8 +70,36 @@ class KillingPlace:
         return self._place.names(folder)
 
     def delete(self, name: str) -> None:
-        self._maybe_kill(f"delete {name}", is_after=False)
         self._place.delete(name)
+
+
+class HoldingPlace(PassingPlace):
+    def __init__(self, plan: HoldingPlaces, run_id: str) -> None:
+        super().__init__(RegistryPlaces(plan.url)(run_id))
+        self._plan, self._pointers = plan, 0
+
+    def create(self, name: str, data: bytes) -> bool:
+        self._pointers += name.startswith("pointers/")
+        deadline = time.monotonic() + self._plan.patience_s
+        while self._pointers > 1 and not self._plan.gate.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return super().create(name, data)
+
+
+class KillingPlace(PassingPlace):
+    def __init__(self, plan: KillingPlaces, run_id: str) -> None:
+        super().__init__(RegistryPlaces(plan.url)(run_id))
+        self._plan, self._count = plan, 0
+
+    def create(self, name: str, data: bytes) -> bool:
+        self._maybe_kill(name, is_after=False)
+        is_new = super().create(name, data)
+        self._maybe_kill(name, is_after=True)
+        return is_new
+
+    def delete(self, name: str) -> None:
+        self._maybe_kill(f"delete {name}", is_after=False)
+        super().delete(name)
         self._maybe_kill(f"delete {name}", is_after=True)
 
     def _maybe_kill(self, name: str, *, is_after: bool) -> None:
