@@ -5,9 +5,11 @@ import gc
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,23 +113,35 @@ def started(start: Callable[[], Started], *, clean_up: Callable[[], object]) -> 
 def _start_once(session: Session, num_gpus: int | None, dashboard: bool) -> Session:
     import ray
 
-    context = ray.init(
-        address="local",
-        num_cpus=int(session.num_cpus),
-        num_gpus=num_gpus,
-        include_dashboard=dashboard,
-        dashboard_host="127.0.0.1",
-        object_store_memory=OBJECT_STORE_BYTES,
-        log_to_driver=False,
-        logging_level="ERROR",
-        namespace="mos",
-        _node_ip_address="127.0.0.1",
-        _temp_dir=session.temp_dir,
-    )
+    with _termination_stays_ours():
+        context = ray.init(
+            address="local",
+            num_cpus=int(session.num_cpus),
+            num_gpus=num_gpus,
+            include_dashboard=dashboard,
+            dashboard_host="127.0.0.1",
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level="ERROR",
+            namespace="mos",
+            _node_ip_address="127.0.0.1",
+            _temp_dir=session.temp_dir,
+        )
     url, address = context.address_info.get("webui_url"), str(context.address_info["gcs_address"])
     if not address.startswith("127.0.0.1:"):
         raise RayUnavailableError(f"it listens on {address} instead of loopback only")
     return replace(session, address=address, dashboard_url=f"http://{url}" if dashboard and url else None)
+
+
+@contextlib.contextmanager
+def _termination_stays_ours() -> Iterator[None]:
+    """Keep SIGTERM as it was: Ray's own handler aborts a process that is not gone three seconds later."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def read_environment_again() -> None:
@@ -188,7 +202,8 @@ def _connect(address: str) -> None:
     ray = _ray()
     read_environment_again()
     try:
-        ray.init(address=address, namespace="mos", logging_level="ERROR", log_to_driver=False)
+        with _termination_stays_ours():
+            ray.init(address=address, namespace="mos", logging_level="ERROR", log_to_driver=False)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise RayUnavailableError(f"no Ray answers at {address}: {error}; start one with `mos cluster up`") from error
 
