@@ -1,7 +1,7 @@
 """A process of its own that trains and fuses on a Ray which is being disturbed: `python -m tests.cluster.disturbed`.
 
 Arguments: scenario, base folder, registry folder. Prints one JSON document: what came of each piece of work, which
-actors still live, and how long the cluster took to have all its resources back.
+actors still live, how long the cluster took to have all its resources back, and how many messages Ray lost on purpose.
 
     node    a head without CPUs and one node; the node is killed twice, each time with another one there to take over
     calls   one Ray on which calls to actors and requests for workers are lost, by Ray's own injection
@@ -34,9 +34,15 @@ def main() -> None:
     settings = {"health_check_period_ms": "1000", "health_check_failure_threshold": "5"}  # a node's death: seconds
     settings |= {"testing_rpc_failure": json.dumps(LOSSES)} if scenario == "calls" else {}
     os.environ.update({f"RAY_{name}": value for name, value in settings.items()})
-    with {"node": two_nodes, "calls": lossy}[scenario]() as disturb:
-        found = work(base, url, disturb, loses_a_worker=scenario == "node")
+    with {"node": two_nodes, "calls": lossy}[scenario]() as (disturb, ray_dir):
+        found = work(base, url, disturb, loses_a_worker=scenario == "node") | {"lost_messages": injected(ray_dir)}
     print(json.dumps(found))
+
+
+def injected(ray_dir: Path) -> int:
+    """How many messages Ray's logs say that it has lost on purpose."""
+    logs = ray_dir.glob("session_2*/logs/**/*")
+    return sum(path.read_bytes().count(b"Inject RPC re") for path in logs if path.is_file())
 
 
 def work(base: str, url: str, disturb: Callable[[], None], *, loses_a_worker: bool) -> dict[str, Any]:
@@ -106,15 +112,16 @@ def fused(base: str, disturb: Callable[[], None]) -> dict[str, Any]:
 
 
 @contextmanager
-def lossy() -> Iterator[Callable[[], None]]:
+def lossy() -> Iterator[tuple[Callable[[], None], Path]]:
     from cluster.session import local_ray
 
-    with local_ray(num_cpus=2):
-        yield lambda: None
+    with local_ray(num_cpus=2) as session:
+        assert session.temp_dir is not None
+        yield (lambda: None), Path(session.temp_dir)
 
 
 @contextmanager
-def two_nodes() -> Iterator[Callable[[], None]]:
+def two_nodes() -> Iterator[tuple[Callable[[], None], Path]]:
     """A head without CPUs and one node with all of them; disturbing kills that node once another has come."""
     from cluster import keeper
     from cluster.session import private_environment, read_environment_again
@@ -136,7 +143,7 @@ def two_nodes() -> Iterator[Callable[[], None]]:
         cluster.remove_node(nodes.pop(0), allow_graceful=False)
 
     try:
-        yield disturb
+        yield disturb, Path(temp_dir)
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -54,3 +54,4 @@ def test_what_is_lost_is_done_again_with_the_same_result(
     assert published_versions(str(tmp_path / "registry"), tmp_path / "home") == ["000001.json"]
     assert found["actors"] == []
     assert found["returned_after_s"] < 60
+    assert (found["lost_messages"] > 0) == (scenario == "calls")
