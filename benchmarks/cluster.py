@@ -127,7 +127,7 @@ def throughput(url: str, base: str, config: TrainingConfig) -> list[Row]:
         steps = watch.all("step")
         spent = cpu_s_a_slot_step(steps)
         alone = alone or spent
-        most = max(event["slots"] for event in steps)
+        most = max(event.get("slots", 1) for event in steps)  # the step in which others ended says nothing
         rows.append(
             Row(
                 name=f"{number} owners in one trainer / one after another",
