@@ -88,9 +88,17 @@ def main() -> NoReturn:
     """Run the command line; one line on stderr and the error's exit code when something is wrong."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")  # read when they are imported, here and in the processes of Ray
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    terminated: list[int] = []
+
+    def terminate(*_: object) -> None:
+        terminated.append(143)
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         cli.main(standalone_mode=False)
+    except SystemExit as end:
+        sys.exit(terminated[0] if terminated else end.code)  # Ray makes 1 of the code if it is interrupted
     except MosError as error:
         click.echo(f"mos: {error}", err=True)
         sys.exit(error.exit_code)

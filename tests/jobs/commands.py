@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,7 @@ class Mos:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_as_from_a_terminal,
         )
 
     def runs(self) -> list[dict[str, Any]]:
@@ -69,6 +71,11 @@ class Mos:
 
     def _command(self, words: tuple[str | Path, ...]) -> list[str]:
         return [sys.executable, "-m", "jobs.cli", *map(str, words)]
+
+
+def _as_from_a_terminal() -> None:
+    """Let Ctrl-C end the command also where a shell has started these tests in the background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until(claim: Callable[[], Any], what: str, *, timeout_s: float = 900.0) -> Any:

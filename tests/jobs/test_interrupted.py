@@ -38,14 +38,14 @@ def words(folder: Path, mos: Mos, steps: int) -> tuple[str | Path, ...]:
 def test_a_concept_whose_command_ends_leaves_nothing_and_goes_on(
     number: signal.Signals, folder: Path, tmp_path: Path
 ) -> None:
-    mos, steps = Mos(tmp_path / "home"), 60
+    mos, steps = Mos(tmp_path / "home"), 200
     mos("registry", "init", mos.home / "registry")
     with mos.start(*words(folder, mos, steps)) as process:
         (run,) = wait_until(lambda: [record["run_id"] for record in mos.runs()], "a run")
         wait_until(lambda: any(event["event"] == "checkpoint" for event in mos.events(run)), "a checkpoint")
         process.send_signal(number)
-        process.wait(timeout=120)
-        assert process.returncode in {signal.SIGINT: (130,), signal.SIGTERM: (143,), signal.SIGKILL: (-9,)}[number]
+        shown, _ = process.communicate(timeout=120)
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number], shown
     wait_until(lambda: not mos.left_behind(), "no process is left", timeout_s=60)
     assert list(Path(mos.temporary).iterdir()) == []
 
@@ -93,7 +93,7 @@ def test_a_demo_whose_command_ends_leaves_nothing(number: signal.Signals, tmp_pa
         wait_until(lambda: any('"step"' in path.read_text() for path in events), "a step", timeout_s=900)
         assert len(mos.left_behind()) > 5
         process.send_signal(number)
-        process.wait(timeout=120)
-        assert process.returncode == (130 if number is signal.SIGINT else -9)
+        shown, _ = process.communicate(timeout=120)
+        assert process.returncode == (130 if number is signal.SIGINT else -9), shown
     wait_until(lambda: not mos.left_behind(), "no process is left", timeout_s=60)
     assert list(Path(mos.temporary).iterdir()) == []
