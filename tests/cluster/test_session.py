@@ -12,6 +12,7 @@ import pytest
 from cluster import keeper
 from cluster.errors import RayUnavailableError
 from cluster.session import Session, connected, local_ray
+from tests.jobs.commands import as_from_a_terminal
 
 OWNER = """
 import sys, time
@@ -79,7 +80,9 @@ def test_a_strangers_cluster_is_never_looked_for() -> None:
     ],
 )
 def test_no_process_is_left_when_the_owner_is_ended(number: signal.Signals) -> None:
-    with subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True) as owner:
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True, preexec_fn=as_from_a_terminal
+    ) as owner:
         assert owner.stdout is not None
         mark, temp_dir, num_processes = owner.stdout.readline().split()
         assert int(num_processes) >= 6

@@ -49,7 +49,7 @@ class Mos:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=_as_from_a_terminal,
+            preexec_fn=as_from_a_terminal,
         )
 
     def runs(self) -> list[dict[str, Any]]:
@@ -73,7 +73,7 @@ class Mos:
         return [sys.executable, "-m", "jobs.cli", *map(str, words)]
 
 
-def _as_from_a_terminal() -> None:
+def as_from_a_terminal() -> None:
     """Let Ctrl-C end the command also where a shell has started these tests in the background, which ignores it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
