@@ -132,6 +132,7 @@ def test_what_was_trained_is_never_replaced_by_accident(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_every_stage_runs_in_order_and_exports_with_digests(tmp_path):
     world = tmp_path / "world.toml"
     world.write_text('classes = ["cat", "mug"]\nbackdrops = ["beach", "space"]\n')
