@@ -5,6 +5,7 @@ object may both win, which no real store allows.
 """
 
 import contextlib
+import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,7 @@ def moto_server() -> Iterator[str]:
     original = {name: S3Response.__dict__[name] for name in _LOCKED}
     for name, method in original.items():
         setattr(S3Response, name, WrappedMethod(method))
+    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line a request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:
