@@ -33,6 +33,7 @@ from mos.base_model import load_base
 from mos.concept import ConceptRef
 from mos.smallworld.concepts import concept_identity, concept_pictures
 from mos.training import PRESETS, ConceptData, SlotSpec, Trainer, TrainingConfig, concept_data
+from mos.training.memory import keep_freed_memory
 
 OWNERS = (1, 2, 4, 8)
 GPUS, NUM_OWNERS, HOURS = 64, 1000, 8.0
@@ -92,6 +93,7 @@ def on_actors(
 
 def plain_step_cpu_s(base: str, config: TrainingConfig) -> float:
     """CPU seconds of a step of the plain loop in this process, the median after the first."""
+    keep_freed_memory()  # as trainers do
     trainer = Trainer(load_base(base or None))
     trainer.admit(SlotSpec(key="plain", data=pictures(CLASSES[0]), config=config))
     marks = []
