@@ -10,7 +10,7 @@ from mos.concept import ConceptRef
 from mos.errors import BadInputError, NotAllowedError, NotFoundError
 from registry import deletion
 from registry.administration import Administrator, found_registry
-from registry.documents import Envelope, sha256_hex
+from registry.documents import Envelope, dump_json, sha256_hex
 from registry.event import Action
 from registry.fields import format_time
 from registry.home import Home, write_atomically
@@ -225,10 +225,15 @@ class Registry:
         self._check_enrolled(ref.owner, key, grant)
         contents = [(role, data) for role, data in package.files.items()]
         contents += [("preview", _read_preview(path)) for path in details.previews]
-        draft = _draft(package, ref, check_run_id(run_id), licence, details, contents, self._clock())
+        digests = [sha256_hex(data) for _, data in contents]
+        entries = tuple(
+            FileEntry(role=role, sha256=sha256, size_bytes=len(data))
+            for (role, data), sha256 in zip(contents, digests, strict=True)
+        )
+        draft = _draft(package, ref, check_run_id(run_id), licence, details, entries, self._clock())
         draft = replace(draft, lineage=tuple(lineage), grant=grant)
-        Manifest.read(Envelope.seal(draft.to_json(), "draft", key), draft.ref)  # all bounds, before anything is written
-        files = {sha256_hex(data): data for _, data in contents}
+        Manifest.from_payload(dump_json(draft.to_json()), draft.ref)  # all bounds, before anything is written
+        files = {sha256: data for (_, data), sha256 in zip(contents, digests, strict=True)}
         return publish(self._shelf, draft, files, key, clock=self._clock)
 
     def index(
@@ -378,7 +383,7 @@ def _draft(
     run_id: str,
     licence: Licence,
     details: Details,
-    contents: Sequence[tuple[str, bytes]],
+    files: tuple[FileEntry, ...],
     now_s: float,
 ) -> Manifest:
     return Manifest(
@@ -397,7 +402,7 @@ def _draft(
         tags=tuple(dict.fromkeys(details.tags)),
         rank=package.rank,
         recipe=dict(package.recipe),
-        files=tuple(FileEntry(role=role, sha256=sha256_hex(data), size_bytes=len(data)) for role, data in contents),
+        files=files,
         licence=licence,
     )
 

@@ -20,6 +20,8 @@ MAX_DOCUMENT_BYTES = 1 << 20
 
 Json = dict[str, Any]
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def sha256_hex(data: bytes) -> str:
     """The sha256 of `data` in lower-case hex."""
@@ -28,7 +30,7 @@ def sha256_hex(data: bytes) -> str:
 
 def dump_json(document: Mapping[str, Any]) -> bytes:
     """Write a document: sorted keys, no spaces, UTF-8; the same document gives the same bytes."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _ENCODER.encode(document).encode()
 
 
 def parse_json(data: bytes, what: str) -> Json:

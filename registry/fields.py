@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from registry.documents import Json
 from registry.errors import FormatError
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
 
 
 class Fields:
@@ -20,22 +21,12 @@ class Fields:
 
     def text(self, name: str, *, longest: int = 200, pattern: str | None = None) -> str:
         """A string of at most `longest` characters, without control or invisible characters."""
-        value = self._take(name)
-        if not isinstance(value, str) or len(value) > longest:
-            raise self._wrong(name, f"text of at most {longest} characters")
-        if _CONTROL.search(value.replace("\n", " ")):
-            raise self._wrong(name, "text without control or invisible characters")
-        if pattern is not None and not re.fullmatch(pattern, value):
-            raise self._wrong(name, f"text like {pattern}")
-        return value
+        return self._checked(name, self._take(name), longest, pattern)
 
     def texts(self, name: str, *, most: int = 64, longest: int = 200, pattern: str | None = None) -> tuple[str, ...]:
         """A list of at most `most` strings."""
         items = self.items(name, most=most)
-        return tuple(
-            Fields({"item": item}, f"{self.what}, {name}").text("item", longest=longest, pattern=pattern)
-            for item in items
-        )
+        return tuple(self._checked(name, item, longest, pattern) for item in items)
 
     def items(self, name: str, *, most: int) -> list[object]:
         """A list of at most `most` values of any kind."""
@@ -69,8 +60,7 @@ class Fields:
         value = self._take(name)
         if not isinstance(value, dict) or len(value) > most:
             raise self._wrong(name, f"an object of at most {most} strings")
-        inner = Fields(value, f"{self.what}, {name}")
-        result = {key: inner.text(key, longest=longest) for key in value}
+        result = {key: self._checked(name, item, longest, None) for key, item in value.items()}
         if any(len(key) > longest for key in result):
             raise self._wrong(name, f"names of at most {longest} characters")
         return result
@@ -103,6 +93,15 @@ class Fields:
         if self._left:
             raise FormatError(f"{self.what}: unknown field {sorted(self._left)[0]!r}")
 
+    def _checked(self, name: str, value: object, longest: int, pattern: str | None) -> str:
+        if not isinstance(value, str) or len(value) > longest:
+            raise self._wrong(name, f"text of at most {longest} characters")
+        if _CONTROL.search(value):
+            raise self._wrong(name, "text without control or invisible characters")
+        if pattern is not None and not re.fullmatch(pattern, value):
+            raise self._wrong(name, f"text like {pattern}")
+        return value
+
     def _take(self, name: str) -> object:
         if name not in self._left:
             raise FormatError(f"{self.what}: no field {name!r}")
@@ -124,8 +123,8 @@ def check_time(text: str, what: str) -> float:
         FormatError: If it is written in any other way.
     """
     try:
-        seconds = datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC).timestamp()
-    except ValueError as error:
+        seconds = datetime.fromisoformat(text).timestamp() if _TIME.fullmatch(text) else 0.0
+    except ValueError as error:  # no such day
         raise FormatError(f"{what}: {text!r} is not a time like 2026-11-22T21:55:00Z") from error
     if format_time(seconds) != text:
         raise FormatError(f"{what}: {text!r} is not a time like 2026-11-22T21:55:00Z")

@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -29,7 +30,7 @@ class PublicKey:
         if len(_decode(self.text)) != 32:
             raise BadInputError(f"public key {self.text!r}: expected 32 bytes in URL-safe base64")
 
-    @property
+    @cached_property
     def key_id(self) -> str:
         """The first 16 hex digits of the sha256 of the raw public key."""
         return hashlib.sha256(_decode(self.text)).hexdigest()[:16]
@@ -63,7 +64,7 @@ class SigningKey:
         """The key of 32 secret bytes (RFC 8032), for keys kept in a secret store."""
         return cls(_check_key_name(name), Ed25519PrivateKey.from_private_bytes(seed))
 
-    @property
+    @cached_property
     def public(self) -> PublicKey:
         """The public half."""
         return PublicKey(_encode(self.private.public_key().public_bytes_raw()))

@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from mos.concept import CONCEPT_KINDS, ConceptRef
 from mos.errors import MosError
-from registry.documents import Envelope, Json, check_format, sha256_hex
+from registry.documents import Envelope, Json, check_format, parse_json, sha256_hex
 from registry.errors import FormatError, IntegrityError
 from registry.fields import Fields
 from registry.grant import Grant
@@ -148,13 +148,18 @@ class Manifest:
 
     @classmethod
     def read(cls, envelope: Envelope, ref: ConceptRef) -> Self:
-        """Parse the payload; signatures are not checked here.
+        """Parse the payload of an envelope; see `from_payload`."""
+        return cls.from_payload(envelope.payload, ref)
+
+    @classmethod
+    def from_payload(cls, payload: bytes, ref: ConceptRef) -> Self:
+        """Parse what is signed; signatures are not checked here.
 
         Raises:
             FormatError: If it is malformed, of a newer format, or of another version than `ref`.
         """
         what = f"manifest of {ref}"
-        document = envelope.document(what)
+        document = parse_json(payload, what)
         check_format(document, MANIFEST_FORMAT, what)
         fields = Fields(document, what)
         try:

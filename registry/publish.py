@@ -3,6 +3,7 @@
     1. find out whether this run was published before, and the next free version
     2. the files, under their sha256: write, or find the same bytes
     3. an empty hint for the indexer (before the commit, so that no committed version is without one)
+       both in one batch, which has reached the disk when the next step begins
     4. create the manifest; when the version is taken, read it back:
        the same bytes or the same run id - it is done; gone - try again; another - sign the next version
 Killed anywhere, nothing is visible before step 4 and everything after it; run again, it converges.
@@ -23,7 +24,7 @@ from registry.objects.protocol import ObjectStore
 from registry.objects.settled import read_settled
 from registry.reading import Shelf
 from registry.ulid import new_ulid
-from registry.writing import ensure_blob
+from registry.writing import holds_blob
 
 MAX_RACES = 1000
 """How many versions may be lost to others in one call before it gives up."""
@@ -72,10 +73,7 @@ def publish(
             _mend(shelf, found, files, clock())
             return Publication(ref, found.sha256, is_new=False)
         version = (ref.version or 0) + 1
-    now = clock()
-    for sha256, data in sorted(files.items()):
-        ensure_blob(shelf.store, blob_key(concept.owner, sha256), data, now)
-    _leave_hint(shelf.store, concept)
+    _write_files_and_hint(shelf.store, concept, files, clock())
     return _commit(shelf.store, replace(draft, ref=concept), version, key)
 
 
@@ -84,10 +82,9 @@ def _mend(shelf: Shelf, found: SignedManifest, files: dict[str, bytes], now_s: f
     ref = found.manifest.ref
     if any(item.event.action == "delete" for item in shelf.events(ref)[0]):
         return
-    for entry in found.manifest.files:
-        if entry.sha256 in files:
-            ensure_blob(shelf.store, blob_key(ref.owner, entry.sha256), files[entry.sha256], now_s)
-    _leave_hint(shelf.store, ref)
+    named = {entry.sha256: files[entry.sha256] for entry in found.manifest.files if entry.sha256 in files}
+    _write_files_and_hint(shelf.store, ref, named, now_s)
+    _settle(shelf.store, ref)
 
 
 def _commit(store: ObjectStore, draft: Manifest, version: int, key: SigningKey) -> Publication:
@@ -97,10 +94,11 @@ def _commit(store: ObjectStore, draft: Manifest, version: int, key: SigningKey) 
         signed = replace(draft, ref=draft.ref.at(version))
         data = signed.sign(key)
         outcome = _create_or_read(store, signed.ref, data)
-        if outcome is None or outcome == data:
+        if outcome is None:
             return Publication(signed.ref, sha256_hex(data), is_new=True)
-        if _run_of(outcome, signed.ref) == draft.run_id:
-            return Publication(signed.ref, sha256_hex(outcome), is_new=False)
+        if outcome == data or _run_of(outcome, signed.ref) == draft.run_id:
+            _settle(store, signed.ref)
+            return Publication(signed.ref, sha256_hex(outcome), is_new=outcome == data)
         version += 1
     raise ConflictError(f"{draft.ref}: others published {MAX_RACES} versions meanwhile; run it again")
 
@@ -141,5 +139,19 @@ def _run_of(data: bytes, ref: ConceptRef) -> str | None:
         return None
 
 
-def _leave_hint(store: ObjectStore, concept: ConceptRef) -> None:
-    store.put(hint_key(concept.owner, concept.name, new_ulid()), b"")
+def _write_files_and_hint(store: ObjectStore, concept: ConceptRef, files: dict[str, bytes], now_s: float) -> None:
+    """Put everything in place that a manifest promises; on return it is on the disk, whoever wrote it."""
+    writing, present = {}, []
+    for sha256, data in sorted(files.items()):
+        key = blob_key(concept.owner, sha256)
+        if holds_blob(store, key, sha256, len(data), now_s):
+            present.append(key)
+        else:
+            writing[key] = data
+    writing[hint_key(concept.owner, concept.name, new_ulid())] = b""
+    store.put_all(writing, present=present)
+
+
+def _settle(store: ObjectStore, ref: ConceptRef) -> None:
+    """A manifest that another attempt created may not have reached the disk yet; wait until it has."""
+    store.put_all({}, present=[manifest_key(ref)])

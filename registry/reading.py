@@ -1,7 +1,7 @@
 """Verified reading: registry.json, owners, manifests, events and the catalogue, each checked as it is read."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mos.concept import ConceptRef
 from mos.errors import MosError
@@ -35,6 +35,7 @@ class Shelf:
     store: ObjectStore
     record: RegistryRecord
     home: Home
+    _verified: dict[str, tuple[bytes, OwnerRecord]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def open(cls, store: ObjectStore, home: Home) -> "Shelf":
@@ -66,12 +67,21 @@ class Shelf:
             raise ObjectMissingError(
                 f"owner {owner}: not enrolled in {self.store.url}; run mos owner enrol {owner}"
             ) from error
+        record = self._owner_record(owner, data)
+        self.home.remember_owner(self.store.url, owner, record.serial)
+        return record
+
+    def _owner_record(self, owner: str, data: bytes) -> OwnerRecord:
+        """Parse and verify a record, unless these very bytes were verified before."""
+        known = self._verified.get(owner)
+        if known is not None and known[0] == data:
+            return known[1]
         try:
             record = OwnerRecord.from_bytes(data, owner, self.record.administrator)
         except MosError:  # the record, or only this answer
             data = read_settled(self.store, owner_key(owner))
             record = OwnerRecord.from_bytes(data, owner, self.record.administrator)
-        self.home.remember_owner(self.store.url, owner, record.serial)
+        self._verified[owner] = (data, record)
         return record
 
     def manifest(self, ref: ConceptRef, *, settled: bool = False) -> SignedManifest:

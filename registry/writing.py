@@ -35,20 +35,12 @@ def create_or_same(store: ObjectStore, key: str, data: bytes) -> bool:
     raise StoreBusyError(f"{store.url}/{key}: neither there nor free; try again")
 
 
-def ensure_blob(store: ObjectStore, key: str, data: bytes, now_s: float) -> None:
-    """See to it that a file named by its sha256 is there, whole and fresh; a damaged one is replaced."""
+def holds_blob(store: ObjectStore, key: str, sha256: str, size_bytes: int, now_s: float) -> bool:
+    """Whether a file named by its sha256 is there, whole, and too fresh for a sweep to take it."""
     found = store.head(key)
-    if found is None:
-        try:
-            store.create(key, data)
-        except ObjectExistsError:
-            found = store.head(key)
-        else:
-            return
-    if found is not None and now_s - found.modified_s < REFRESH_AFTER_S and found.size_bytes == len(data):
-        try:
-            if sha256_hex(store.get(key)) == sha256_hex(data):
-                return
-        except ObjectMissingError:
-            pass
-    store.put(key, data)
+    if found is None or found.size_bytes != size_bytes or now_s - found.modified_s >= REFRESH_AFTER_S:
+        return False
+    try:
+        return sha256_hex(store.get(key)) == sha256
+    except ObjectMissingError:
+        return False

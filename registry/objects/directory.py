@@ -2,21 +2,25 @@
 
 Create-if-absent is: write a temporary file, fsync it, `link` it to its name, fsync the folder. `link` fails
 when the name is taken, so exactly one of any number of racing processes wins, and a name never shows half
-an object, whenever a process or the machine dies.
+an object, whenever a process or the machine dies. Objects wanted together are all written and synced before
+the first is named, and then each folder is synced once.
 """
+
+# Paths are plain strings here: as pathlib's objects they took a third of a publication's CPU time.
+# ruff: noqa: PTH100, PTH103, PTH105, PTH108, PTH110, PTH112, PTH120, PTH123
 
 import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from mos.errors import BadInputError, MosError, NotAllowedError, NotFoundError
 from registry.errors import ObjectExistsError, ObjectMissingError, StoreBusyError
 from registry.layout import Stored, check_key
 from registry.objects import selftest
-from registry.ulid import new_ulid
+from registry.objects.folders import folders_of, make_folders, refuse_links, sync_folders
 
 _TEMPORARY = ".tmp"
 _MESSAGES = {
@@ -39,42 +43,74 @@ class DirectoryStore:
             NotFoundError: If it is not there and was not to be made.
             BadInputError: If something else lies there.
         """
-        self._root = Path(os.path.abspath(root))  # noqa: PTH100 - resolve() would follow links
+        self._root = os.path.abspath(root)
         if create:
-            with _translated(str(self._root)):
-                self._root.mkdir(parents=True, exist_ok=True)
-        if not self._root.exists():
+            with _translated(self._root):
+                os.makedirs(self._root, exist_ok=True)
+        if not os.path.exists(self._root):
             raise NotFoundError(f"{root}: no registry there; make one with mos registry init {root}")
-        if not self._root.is_dir():
+        if not os.path.isdir(self._root):
             raise BadInputError(f"{root}: expected a directory for a registry, found a file")
 
     @property
     def url(self) -> str:
         """The directory's path."""
-        return str(self._root)
+        return self._root
 
     def create(self, key: str, data: bytes) -> None:
         """Write a new object; see `ObjectStore.create`."""
-        self._write(key, data, replace=False)
+        path = self._path(key)
+        with _translated(path):
+            changed = make_folders(self._root, key)
+            temporary = self._write_temporary(data)
+            try:
+                os.link(temporary, path)
+            except FileExistsError as error:
+                raise ObjectExistsError(f"{path}: already there") from error
+            finally:
+                os.unlink(temporary)
+            sync_folders(changed)
 
     def put(self, key: str, data: bytes) -> None:
         """Write or replace an object; see `ObjectStore.put`."""
-        self._write(key, data, replace=True)
+        self.put_all({key: data})
+
+    def put_all(self, objects: Mapping[str, bytes], *, present: Collection[str] = ()) -> None:
+        """Write or replace several objects; see `ObjectStore.put_all`."""
+        changed = {self._root} if present else set()
+        for key in present:
+            changed.update(folders_of(self._root, check_key(key)))
+        temporaries: dict[str, str] = {}
+        try:
+            for key, data in objects.items():
+                with _translated(self._path(key)):
+                    changed |= make_folders(self._root, key)
+                    temporaries[key] = self._write_temporary(data)
+            for key in objects:
+                with _translated(self._path(key)):
+                    os.replace(temporaries[key], self._path(key))
+                    del temporaries[key]
+        finally:
+            for temporary in temporaries.values():
+                os.unlink(temporary)
+        with _translated(self._root):
+            sync_folders(changed)
 
     def get(self, key: str) -> bytes:
         """The whole object; see `ObjectStore.get`."""
-        with _translated(self._name(key), missing=f"{self._name(key)}: no such object"):
-            path = self._path(key)
-            self._refuse_links(path.parent)
+        path = self._path(key)
+        with _translated(path):
+            refuse_links(self._root, key)
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-            with os.fdopen(descriptor, "rb") as file:
-                return file.read()
+            with open(descriptor, "rb", buffering=0) as file:
+                return file.readall()
 
     def head(self, key: str) -> Stored | None:
         """Size and time of an object, or None."""
-        with _translated(self._name(key)):
+        path = self._path(key)
+        with _translated(path):
             try:
-                facts = self._path(key).lstat()
+                facts = os.lstat(path)
             except (FileNotFoundError, NotADirectoryError):
                 return None
             return Stored(key, facts.st_size, facts.st_mtime)
@@ -83,17 +119,17 @@ class DirectoryStore:
         """Objects below `prefix` after `after`, in the byte order of their keys."""
         if prefix and not prefix.endswith("/"):
             raise BadInputError(f"listing {prefix!r}: expected a prefix that ends in /")
-        folder = self._path(prefix.rstrip("/")) if prefix else self._root
-        with _translated(self._name(prefix or ".")):
-            self._refuse_links(folder)
+        folder = self._path(prefix[:-1]) if prefix else self._root
+        with _translated(folder):
+            refuse_links(self._root, prefix)
             yield from _walk(folder, prefix, after)
 
     def delete(self, key: str) -> None:
         """Remove an object; none there is not an error."""
         path = self._path(key)
-        with _translated(self._name(key)), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            self._refuse_links(path.parent)
-            path.unlink()
+        with _translated(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            refuse_links(self._root, key)
+            os.unlink(path)
 
     def check_conditional_writes(self, prefix: str) -> None:
         """Try the file system; see `ObjectStore.check_conditional_writes`."""
@@ -102,7 +138,7 @@ class DirectoryStore:
     def sweep_temporary(self, older_than_s: float) -> int:
         """Remove what killed writers left behind; returns how many files that were."""
         count = 0
-        folder = self._root / _TEMPORARY
+        folder = Path(self._root, _TEMPORARY)
         with _translated(str(folder)), contextlib.suppress(FileNotFoundError):
             for entry in sorted(folder.iterdir()):
                 if time.time() - entry.lstat().st_mtime >= older_than_s:
@@ -110,37 +146,33 @@ class DirectoryStore:
                     count += 1
         return count
 
-    def _write(self, key: str, data: bytes, *, replace: bool) -> None:
-        path = self._path(key)
-        temporary = self._root / _TEMPORARY / new_ulid()
-        with _translated(self._name(key)):
-            made = _make_folders(temporary.parent) + _make_folders(path.parent)
-            self._refuse_links(path.parent)
-            try:
-                _write_durably(temporary, data)
-                if replace:
-                    temporary.replace(path)
-                else:
-                    _link_new(temporary, path, self._name(key))
-                for folder in {path.parent, *made}:
-                    _sync_folder(folder)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    temporary.unlink()
+    def _path(self, key: str) -> str:
+        return f"{self._root}/{check_key(key)}"
 
-    def _path(self, key: str) -> Path:
-        return self._root.joinpath(*check_key(key).split("/"))
-
-    def _name(self, key: str) -> str:
-        return f"{self._root}/{key}"
-
-    def _refuse_links(self, folder: Path) -> None:
-        """Refuse to go into a folder that a symbolic link leads out of the registry."""
-        if not folder.resolve().is_relative_to(self._root.resolve()):
-            raise NotAllowedError(f"{folder}: a symbolic link leads out of the registry; remove it")
+    def _write_temporary(self, data: bytes) -> str:
+        """A new file with these bytes, on the disk, under a name nobody looks at."""
+        path = f"{self._root}/{_TEMPORARY}/{os.urandom(16).hex()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(path, flags, 0o644)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            descriptor = os.open(path, flags, 0o644)
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(descriptor, left) :]
+            if data:  # an empty object is its name, and that comes with the folder
+                os.fsync(descriptor)
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(descriptor)
+        return path
 
 
-def _walk(folder: Path, prefix: str, after: str) -> Iterator[Stored]:
+def _walk(folder: str, prefix: str, after: str) -> Iterator[Stored]:
     """Every file below `folder`; temporary and foreign dot files are no objects."""
     try:
         with os.scandir(folder) as entries:
@@ -153,56 +185,22 @@ def _walk(folder: Path, prefix: str, after: str) -> Iterator[Stored]:
             continue
         if name.endswith("/"):
             if not after or after < key + "\U0010ffff":
-                yield from _walk(Path(entry.path), key, after)
+                yield from _walk(entry.path, key, after)
         elif key > after:
             with contextlib.suppress(FileNotFoundError):
                 facts = entry.stat(follow_symlinks=False)
                 yield Stored(key, facts.st_size, facts.st_mtime)
 
 
-def _make_folders(folder: Path) -> list[Path]:
-    """Make `folder` and its parents; returns the folders whose entries changed."""
-    missing = []
-    while not folder.exists():
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-    return [path.parent for path in missing]
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _link_new(temporary: Path, path: Path, name: str) -> None:
-    try:
-        os.link(temporary, path)
-    except FileExistsError as error:
-        raise ObjectExistsError(f"{name}: already there") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
-def _translated(name: str, missing: str | None = None) -> Iterator[None]:
+def _translated(name: str) -> Iterator[None]:
     """Turn the operating system's errors into ours, each with the object it happened to."""
     try:
         yield
     except MosError:
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ObjectMissingError(missing or f"{name}: no such object") from error
+        raise ObjectMissingError(f"{name}: no such object") from error
     except PermissionError as error:
         raise NotAllowedError(f"{name}: permission denied; ask whoever keeps this registry") from error
     except OSError as error:

@@ -1,6 +1,6 @@
 """What the registry asks of an object store."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Protocol
 
 from registry.layout import Stored
@@ -28,6 +28,13 @@ class ObjectStore(Protocol):
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object whether or not one is there; readers see the old bytes or the new."""
+        ...
+
+    def put_all(self, objects: Mapping[str, bytes], *, present: Collection[str] = ()) -> None:
+        """Write objects as `put` does, together where that is cheaper; killed on the way, some are there and some not.
+
+        When it returns, these objects and those `present`, which were found and not written, outlast a power cut.
+        """
         ...
 
     def get(self, key: str) -> bytes:

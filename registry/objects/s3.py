@@ -6,7 +6,7 @@ Credentials and endpoint come through the standard AWS chain only (environment, 
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import boto3
@@ -75,6 +75,11 @@ class S3Store:
         """Write or replace an object."""
         with self._translated(key):
             self._client.put_object(Bucket=self._bucket, Key=self._full(key), Body=data)
+
+    def put_all(self, objects: Mapping[str, bytes], *, present: Collection[str] = ()) -> None:  # noqa: ARG002
+        """Write or replace several objects, one after another; what a server has acknowledged stays."""
+        for key, data in objects.items():
+            self.put(key, data)
 
     def get(self, key: str) -> bytes:
         """The whole object; a body cut short is asked for again, then an error."""

@@ -1,7 +1,7 @@
 """A store that fails on purpose: dies, loses replies, is busy, shows old listings, damages bytes."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from enum import Enum
 
 from registry.errors import StoreBusyError
@@ -62,6 +62,11 @@ class FaultyStore:
         self._before(fault)
         self.inner.put(key, data)
         self._after(fault)
+
+    def put_all(self, objects: Mapping[str, bytes], *, present: Collection[str] = ()) -> None:
+        """See `ObjectStore.put_all`; each object may meet a fault of its own."""
+        for key, data in objects.items():
+            self.put(key, data)
 
     def get(self, key: str) -> bytes:
         """See `ObjectStore.get`; bytes may come damaged, no two answers at the same place."""

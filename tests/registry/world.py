@@ -1,7 +1,7 @@
 """Small true things to publish, a clock to turn, and a store that lives in memory."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ class MemoryStore:
 
     def put(self, key: str, data: bytes) -> None:
         self.objects[check_key(key)] = (data, self._clock())
+
+    def put_all(self, objects: Mapping[str, bytes], *, present: Collection[str] = ()) -> None:
+        for key, data in objects.items():
+            self.put(key, data)
 
     def get(self, key: str) -> bytes:
         try:
