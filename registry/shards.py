@@ -18,11 +18,15 @@ MAX_SHARD_ROWS = 32_768
 """A file with more rows is split in two."""
 
 _ROW_GROUP = 16_384
-_SCANNED = {
-    *("owner", "concept", "version", "state", "kind", "licence", "commercial_use", "derivatives", "tags"),
-    *("base_name", "base_family", "base_key", "search_text", "first_seen_snapshot"),
+_LONG = {
+    *("title", "description", "words", "credit", "previews", "lineage", "run_id", "created_at", "first_seen_at"),
+    *("weights_sha256", "manifest_sha256", "events_sha256", "codes", "scales"),
 }
-"""Columns that a search reads of every row: packed for reading (lz4), the others for size (zstd)."""
+"""Columns packed for size (zstd): long, and read for hits alone.
+
+The others are packed for reading (lz4): a search reads them of every row, or their few values repeat and are short
+either way.
+"""
 
 _PRUNED_BY = ("owner", "concept", "version", "first_seen_snapshot")
 """Columns whose bounds let a reader leave out row groups; bounds of others only make footers longer."""
@@ -108,7 +112,7 @@ def encode(table: pa.Table) -> bytes:
     pq.write_table(
         table,
         sink,
-        compression={_leaf(field): "lz4" if field.name in _SCANNED else "zstd" for field in table.schema},
+        compression={_leaf(field): "zstd" if field.name in _LONG else "lz4" for field in table.schema},
         row_group_size=_ROW_GROUP,
         write_statistics=[name for name in _PRUNED_BY if name in table.schema.names],
         use_dictionary=[_leaf(field) for field in table.schema if field.name not in _NEARLY_UNIQUE],
