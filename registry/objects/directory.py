@@ -20,7 +20,7 @@ from mos.errors import BadInputError, MosError, NotAllowedError, NotFoundError
 from registry.errors import ObjectExistsError, ObjectMissingError, StoreBusyError
 from registry.layout import Stored, check_key
 from registry.objects import selftest
-from registry.objects.folders import folders_of, make_folders, refuse_links, sync_folders
+from registry.objects.folders import Folders
 
 _TEMPORARY = ".tmp"
 _MESSAGES = {
@@ -51,6 +51,7 @@ class DirectoryStore:
             raise NotFoundError(f"{root}: no registry there; make one with mos registry init {root}")
         if not os.path.isdir(self._root):
             raise BadInputError(f"{root}: expected a directory for a registry, found a file")
+        self._folders = Folders(self._root)
 
     @property
     def url(self) -> str:
@@ -61,15 +62,15 @@ class DirectoryStore:
         """Write a new object; see `ObjectStore.create`."""
         path = self._path(key)
         with _translated(path):
-            changed = make_folders(self._root, key)
+            self._folders.make(key)
             temporary = self._write_temporary(data)
             try:
                 os.link(temporary, path)
             except FileExistsError as error:
                 raise ObjectExistsError(f"{path}: already there") from error
             finally:
-                os.unlink(temporary)
-            sync_folders(changed)
+                _remove(temporary)
+            self._folders.sync([key])
 
     def put(self, key: str, data: bytes) -> None:
         """Write or replace an object; see `ObjectStore.put`."""
@@ -77,14 +78,11 @@ class DirectoryStore:
 
     def put_all(self, objects: Mapping[str, bytes], *, present: Collection[str] = ()) -> None:
         """Write or replace several objects; see `ObjectStore.put_all`."""
-        changed = {self._root} if present else set()
-        for key in present:
-            changed.update(folders_of(self._root, check_key(key)))
         temporaries: dict[str, str] = {}
         try:
             for key, data in objects.items():
                 with _translated(self._path(key)):
-                    changed |= make_folders(self._root, key)
+                    self._folders.make(key)
                     temporaries[key] = self._write_temporary(data)
             for key in objects:
                 with _translated(self._path(key)):
@@ -92,15 +90,15 @@ class DirectoryStore:
                     del temporaries[key]
         finally:
             for temporary in temporaries.values():
-                os.unlink(temporary)
+                _remove(temporary)
         with _translated(self._root):
-            sync_folders(changed)
+            self._folders.sync([*objects, *map(check_key, present)])
 
     def get(self, key: str) -> bytes:
         """The whole object; see `ObjectStore.get`."""
         path = self._path(key)
         with _translated(path):
-            refuse_links(self._root, key)
+            self._folders.refuse_links(key)
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             with open(descriptor, "rb", buffering=0) as file:
                 return file.readall()
@@ -121,14 +119,14 @@ class DirectoryStore:
             raise BadInputError(f"listing {prefix!r}: expected a prefix that ends in /")
         folder = self._path(prefix[:-1]) if prefix else self._root
         with _translated(folder):
-            refuse_links(self._root, prefix)
+            self._folders.refuse_links(prefix)
             yield from _walk(folder, prefix, after)
 
     def delete(self, key: str) -> None:
         """Remove an object; none there is not an error."""
         path = self._path(key)
         with _translated(path), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            refuse_links(self._root, key)
+            self._folders.refuse_links(key)
             os.unlink(path)
 
     def check_conditional_writes(self, prefix: str) -> None:
@@ -165,11 +163,16 @@ class DirectoryStore:
             if data:  # an empty object is its name, and that comes with the folder
                 os.fsync(descriptor)
         except BaseException:
-            os.unlink(path)
+            _remove(path)
             raise
         finally:
             os.close(descriptor)
         return path
+
+
+def _remove(temporary: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # it has its name by now
+        os.unlink(temporary)
 
 
 def _walk(folder: str, prefix: str, after: str) -> Iterator[Stored]:

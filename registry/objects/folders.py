@@ -10,64 +10,74 @@ from collections.abc import Iterable, Iterator
 from mos.errors import NotAllowedError
 
 
-def folders_of(root: str, key: str) -> Iterator[str]:
-    """The folders below `root` on the way to an object, outermost first; `key` is a checked key."""
-    path = root
-    for part in key.split("/")[:-1]:
-        path = f"{path}/{part}"
-        yield path
+class Folders:
+    """The folders of one registry, as one process knows them."""
 
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._settled: set[str] = set()  # their names in the folders above them are on the disk
 
-def make_folders(root: str, key: str) -> set[str]:
-    """Make the folders an object needs.
+    def make(self, key: str) -> None:
+        """Make the folders an object needs.
 
-    Returns:
-        The folders to sync once the object has its name: its own, and those in which a folder was made.
+        Raises:
+            NotAllowedError: If a symbolic link leads out of the registry.
+        """
+        for folder in self._of(key):
+            if not self._is_there(folder):
+                try:
+                    os.mkdir(folder)
+                except FileExistsError:  # another publisher was faster
+                    self._is_there(folder)
 
-    Raises:
-        NotAllowedError: If a symbolic link leads out of the registry.
-    """
-    changed = set()
-    parent = root
-    for folder in folders_of(root, key):
-        if not _is_there(root, folder):
+    def sync(self, keys: Iterable[str]) -> None:
+        """Wait until the names of these objects are on the disk, each folder's entries once.
+
+        A folder found rather than made counts as new the first time: whoever made it may have died before its name
+        was on the disk.
+        """
+        changed: set[str] = set()
+        found: set[str] = set()
+        for key in keys:
+            parent = self._root
+            for folder in self._of(key):
+                if folder not in self._settled:
+                    changed.add(parent)
+                    found.add(folder)
+                parent = folder
             changed.add(parent)
+        for folder in sorted(changed):
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                os.mkdir(folder)
-            except FileExistsError:  # another publisher was faster; syncing what it made is ours as well
-                _is_there(root, folder)
-        parent = folder
-    return changed | {parent}
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        self._settled.update(found)
 
+    def refuse_links(self, key: str) -> None:
+        """Refuse to go to an object through a symbolic link that leads out of the registry.
 
-def refuse_links(root: str, key: str) -> None:
-    """Refuse to go to an object through a symbolic link that leads out of the registry.
+        Raises:
+            NotAllowedError: If there is one.
+        """
+        for folder in self._of(key):
+            if not self._is_there(folder):
+                return
 
-    Raises:
-        NotAllowedError: If there is one.
-    """
-    for folder in folders_of(root, key):
-        if not _is_there(root, folder):
-            return
+    def _of(self, key: str) -> Iterator[str]:
+        """The folders on the way to an object, outermost first."""
+        path = self._root
+        for part in key.split("/")[:-1]:
+            path = f"{path}/{part}"
+            yield path
 
-
-def sync_folders(folders: Iterable[str]) -> None:
-    """Wait until the entries of folders are on the disk."""
-    for folder in sorted(folders):
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    def _is_there(self, folder: str) -> bool:
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _is_there(root: str, folder: str) -> bool:
-    try:
-        mode = os.lstat(folder).st_mode
-    except FileNotFoundError:
-        return False
-    if stat.S_ISLNK(mode):
-        target, home = os.path.realpath(folder), os.path.realpath(root)
-        if os.path.commonpath([target, home]) != home:
-            raise NotAllowedError(f"{folder}: a symbolic link leads out of the registry; remove it")
-    return True
+            mode = os.lstat(folder).st_mode
+        except FileNotFoundError:
+            return False
+        if stat.S_ISLNK(mode):
+            target, home = os.path.realpath(folder), os.path.realpath(self._root)
+            if os.path.commonpath([target, home]) != home:
+                raise NotAllowedError(f"{folder}: a symbolic link leads out of the registry; remove it")
+        return True

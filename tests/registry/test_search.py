@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,12 @@ def test_a_search_among_some_concepts_leaves_the_others_out(tmp_path: Path):
     found = run_query(_files(tmp_path, rows), query, among=some)
     assert {(row.owner, row.concept) for row in found} == {("owner-0", "thing-000"), ("owner-1", "thing-004")}
     assert run_query(_files(tmp_path, rows), query, among=[]) == []
+
+
+def test_searches_at_once_find_what_each_finds_alone(tmp_path: Path):
+    """They share one database."""
+    rows = _rows(random.Random(3), 60)
+    paths = _files(tmp_path, rows)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda query: run_query(paths, query), QUERIES * 4))
+    assert found == [_plain(rows, query) for query in QUERIES * 4]
