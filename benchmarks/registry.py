@@ -65,9 +65,7 @@ def publishing(place: str, url: str, folder: Path, num: int) -> list[Row]:
     rows = []
     for workers in (1, 8, 32):
         each = max(num // workers, 2)
-        load = measure(
-            mos_publisher, (url, str(folder / "home"), f"w{workers}", ARTIFACT_BYTES), workers, each
-        )
+        load = measure(mos_publisher, (url, str(folder / "home"), f"w{workers}", ARTIFACT_BYTES), workers, each)
         how = f"{workers} processes, {each} concepts each, 64 KiB weights"
         case = f"publish, {place}, {workers} publishers"
         rows += [

@@ -59,7 +59,7 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def disk(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> WorstDisk:
-    _publish(registry, "run-0", b"another", ConceptRef("alice", "owl"))  # which makes the folders of alice and tests the store
+    _publish(registry, "run-0", b"another", ConceptRef("alice", "owl"))  # makes alice's folders, tests the store
     disk = WorstDisk(Path(registry.url))
     sync = os.fsync
 
