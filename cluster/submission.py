@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import RayUnavailableError
 from cluster.head import token_for
 from cluster.session import read_environment_again
+from mos.errors import TryAgainError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -55,6 +57,20 @@ def job_status(address: str, submission_id: str) -> str:
     with _client(address) as client:
         known = {job.submission_id: job for job in client.list_jobs()}
         return str(known[submission_id].status) if submission_id in known else ""
+
+
+def wait_until_over(address: str, submission_id: str, *, limit_s: float = 60.0) -> None:
+    """Wait for a job whose run has ended: its process still clears up, and `submit` would take it for one at work.
+
+    Raises:
+        RayUnavailableError: As `submit`.
+        TryAgainError: If it is still there after `limit_s` seconds.
+    """
+    deadline = time.monotonic() + limit_s
+    while job_status(address, submission_id) in ACTIVE:
+        if time.monotonic() > deadline:
+            raise TryAgainError(f"{submission_id}: its last job still clears up after {limit_s:g} s; try again later")
+        time.sleep(0.5)
 
 
 def job_events(address: str, submission_id: str) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def submit_remote_evaluation(
         is_waiting: Whether to wait until its scores are there.
     """
     from cluster.places import RegistryPlaces
-    from jobs.remote_runs import check_reachable, send
+    from jobs.remote_runs import check_reachable, let_last_job_end, send
     from jobs.runs import outcome_of, wait_for
 
     check_reachable(request.registry_url, address)
@@ -52,6 +52,7 @@ def submit_remote_evaluation(
         spec=as_json(request) | {"registry": request.registry_url, "digest": job.config.digest},
         address=address,
     )
+    let_last_job_end(book, run_id, address)
     record = book.start(record)
     document = stage_inputs(RegistryPlaces(request.registry_url)(run_id), request)
     metadata = {"kind": "evaluation", "owner": owner, "concept": ", ".join(sorted(job.truths))}

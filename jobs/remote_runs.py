@@ -13,7 +13,7 @@ from cluster.places import RegistryPlaces
 from cluster.runs import RunBook, RunRecord
 from cluster.staging import delete_pictures
 from cluster.states import RunState, may_follow
-from cluster.submission import ACTIVE, job_events, job_status, stop_job, submit
+from cluster.submission import ACTIVE, job_events, job_status, stop_job, submit, wait_until_over
 from jobs.driver import CANCEL, REQUEST, RESULT
 from jobs.grants import GRANT
 from jobs.train_concept import Bookkeeper, PreparedConcept, record_of, stage
@@ -43,6 +43,7 @@ def submit_remote_concept(
     check_reachable(registry.url, address)
     run_id, spec = prepared.run_id, prepared.spec
     record = record_of(prepared, registry.url, address=address)
+    let_last_job_end(book, run_id, address)
     record = book.start(dataclasses.replace(record, spec=record.spec | {"granted": grant is not None}))
     stage(prepared, registry.url)
     place = RegistryPlaces(registry.url)(run_id)
@@ -71,6 +72,7 @@ def submit_remote_fusion(record: RunRecord, book: RunBook, address: str, *, is_w
 
     url = record.spec["registry"]
     check_reachable(url, address)
+    let_last_job_end(book, record.run_id, address)
     record = book.start(dataclasses.replace(record, address=address))
     spec = {name: value for name, value in record.spec.items() if name != "registry"}
     record = send(record, url, {"kind": "fusion", "spec": spec}, {"kind": "fusion", "owner": record.owner})
@@ -87,6 +89,17 @@ def send(record: RunRecord, url: str, request: Mapping[str, Any], metadata: Mapp
     book = RunBook()
     book.note(record.run_id, {"event": "submitted", "text": f"sent to {record.address}"})
     return book.move(record.run_id, record.state, submission_id=submission_id)
+
+
+def let_last_job_end(book: RunBook, run_id: str, address: str) -> None:
+    """Wait for the job there of a run that has ended before, which may not have deleted its pictures yet.
+
+    Raises:
+        TryAgainError: If that job does not end.
+    """
+    known = book.find(run_id)
+    if known is not None and known.state.is_final and known.address == address and known.submission_id:
+        wait_until_over(address, known.submission_id)
 
 
 def check_reachable(url: str, address: str) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from cluster.places import RegistryPlaces
 from mos.artifact import artifact_bytes
 from mos.base_model import load_base
+from mos.errors import TryAgainError
 from tests.bases import saved_random_base
 from tests.jobs.commands import Mos, wait_until
 from tests.mos.evaluation.conftest import write_scorer
@@ -126,6 +127,22 @@ def test_a_cancelled_run_writes_its_checkpoint_and_goes_on_from_it(cluster: Clus
     assert (done["state"], done["result"]) == ("done", "alice/long@1")
     assert [event["step"] for event in mos.events(run) if event["event"] == "started"] == [0, cancelled["step"]]
     assert cluster.weights("alice/long") == cluster.trained_here("alice", "long", steps)
+
+
+def test_a_job_that_still_clears_up_is_waited_for_before_its_run_is_sent_again(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cluster.submission import ACTIVE, job_status, submit, wait_until_over
+
+    for name, value in cluster.mos.environment.items():
+        monkeypatch.setenv(name, value)
+    submission_id = submit(cluster.address, "sleep 8", "slow-to-end", {"run": "slow-to-end"})
+    assert submit(cluster.address, "sleep 8", "slow-to-end", {"run": "slow-to-end"}) == submission_id
+    with pytest.raises(TryAgainError, match="still clears up"):
+        wait_until_over(cluster.address, submission_id, limit_s=0)
+    wait_until_over(cluster.address, submission_id)
+    assert job_status(cluster.address, submission_id) not in ACTIVE
+    assert submit(cluster.address, "true", "slow-to-end", {"run": "slow-to-end"}) == "slow-to-end-2"
 
 
 def test_a_run_whose_driver_is_killed_there_is_taken_up_by_the_next_one(cluster: Cluster) -> None:
