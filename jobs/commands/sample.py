@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +184,7 @@ def _draw(request: _Request) -> None:
         on_pictures=_progress,
     )
     recipes = [
-        _recipe(request, base, opened[0], prompt, negative, layout.regions, seed, config, named_conditions)
+        _recipe(request, base, opened, prompt, negative, layout.regions, seed, config, named_conditions)
         for prompt, seed in drawn
     ]
     _report(request, opened, _write(request.out, pictures, recipes, columns=request.count), recipes)
@@ -275,7 +276,7 @@ def _with_concepts(layout: Layout, concepts: Sequence[OpenedModel]) -> Layout:
 
 
 def _conditions(texts: Sequence[str], *, width: int, height: int) -> tuple[list[Condition], list[dict[str, Any]]]:
-    from mos.sampling.condition import load_condition
+    from mos.sampling.condition import adapter_sha256, load_condition
     from mos.sampling.sketch import SHIPPED
 
     conditions, named = [], []
@@ -288,15 +289,20 @@ def _conditions(texts: Sequence[str], *, width: int, height: int) -> tuple[list[
         except ValueError:
             raise UsageError(f"--condition {text}: weight {parts[2]!r} is no number") from None
         adapter = SHIPPED if parts[0] == "sketch" and not Path("sketch").is_dir() else Path(parts[0])
-        conditions.append(load_condition(adapter, Path(parts[1]), weight, width=width, height=height))
-        named.append({"adapter": parts[0], "picture": parts[1], "weight": weight})
+        picture = Path(parts[1])
+        conditions.append(load_condition(adapter, picture, weight, width=width, height=height))
+        digests = {
+            "adapter_sha256": adapter_sha256(adapter),
+            "picture_sha256": sha256(picture.read_bytes()).hexdigest(),
+        }
+        named.append({"adapter": parts[0], "picture": parts[1], "weight": weight} | digests)
     return conditions, named
 
 
 def _recipe(
     request: _Request,
     base: BaseModel,
-    model: OpenedModel,
+    opened: Sequence[OpenedModel],
     prompt: str,
     negative: str,
     regions: Sequence[Region],
@@ -308,7 +314,8 @@ def _recipe(
 
     return recipe(
         base={"name": base.facts.name, "fingerprint": dict(base.facts.fingerprint)},
-        model=model.label,
+        model=opened[0].label,
+        concepts=[model.label for model in opened[1:]],
         prompt=prompt,
         negative_prompt=negative,
         regions=regions,

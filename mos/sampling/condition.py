@@ -6,6 +6,7 @@ added there; the maps do not depend on the timestep and are computed once.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,12 @@ def load_adapter(folder: Path) -> Any:
         reason = " ".join(str(error).split())[:200]
         raise ConditionError(f"condition adapter {folder}: cannot be loaded ({reason})") from error
     return model.float().eval()
+
+
+def adapter_sha256(folder: Path) -> str:
+    """Digest of a T2I-Adapter's weights."""
+    files = sorted(folder.glob("*.safetensors"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @torch.no_grad()

@@ -34,6 +34,7 @@ def recipe(
     config: SamplingConfig,
     scale: float,
     conditions: Sequence[Mapping[str, Any]] = (),
+    concepts: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything a picture depends on, as plain JSON data.
 
@@ -46,12 +47,14 @@ def recipe(
         seed: Of this picture.
         config: Sampling options.
         scale: Factor on the low-rank updates.
-        conditions: Name, digest and weight of each picture condition.
+        conditions: Names, digests and weight of each picture condition.
+        concepts: Adapters that regions carry, as the user named them, with their digests.
     """
     return {
         "format": RECIPE_VERSION,
         "base": dict(base),
         "model": model,
+        "concepts": list(concepts),
         "prompt": prompt,
         "negative_prompt": negative_prompt,
         "regions": [_region_data(region) for region in regions],

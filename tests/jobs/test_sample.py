@@ -1,5 +1,6 @@
 """`mos sample`: what it writes, what it prints, and its one line for every mistake."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from PIL import Image
 
 from jobs import cli
 from mos.artifact import write_artifact
+from mos.concept import ConceptRef
+from mos.fusion import FusionConfig, FusionSource, fuse, write_fused
 from mos.random_base import random_base
 from mos.sampling.pictures import read_recipe
 from tests.mos.artifacts import random_edlora
@@ -19,13 +22,16 @@ from tests.mos.test_base_model import save
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    """A base, two concepts, a mask, a sketch and a T2I-Adapter on disk."""
+    """A base, two concepts, both fused, a mask, a sketch and a T2I-Adapter on disk."""
     folder = tmp_path_factory.mktemp("shelf")
     base = random_base("sd1")
     (folder / "base").mkdir()
     save(base, folder / "base")
-    write_artifact(random_edlora(base, seed=1), folder / "robot.safetensors")
-    write_artifact(random_edlora(base, seed=2), folder / "cat.safetensors")
+    trained = {"robot": random_edlora(base, seed=1), "cat": random_edlora(base, seed=2)}
+    for name, edlora in trained.items():
+        write_artifact(edlora, folder / f"{name}.safetensors")
+    sources = [FusionSource(ref=ConceptRef("eve", name, 1), edlora=edlora) for name, edlora in trained.items()]
+    write_fused(fuse(base, sources, FusionConfig(strategy="sum", measure=False)), folder / "fused")
     Image.new("L", (8, 8), 255).save(folder / "all.png")
     tiny_adapter().save_pretrained(folder / "adapter")
     return folder
@@ -83,16 +89,32 @@ def test_a_concept_file_is_typed_by_its_stem_or_by_the_name_given(mos, tmp_path)
     assert read_recipe(tmp_path / "00002.png")["model"].startswith("alice/robot robot.safetensors sha256:")
 
 
-def test_regions_carry_unfused_concepts(mos, tmp_path):
+def test_regions_carry_unfused_concepts(mos, shelf, tmp_path):
     code, _, _ = mos(
         "base", "two friends", "--concept", "robot.safetensors", "--concept", "bob/cat=cat.safetensors",
         "--region", "a <local-robot> | a dog @ 0,0,16,32", "--region", "<bob-cat> @ 0.5,0,1,1", "--out", str(tmp_path),
     )  # fmt: skip
     assert code == 0
-    regions = read_recipe(tmp_path / "00001.png")["regions"]
+    drawn = read_recipe(tmp_path / "00001.png")
+    digests = [hashlib.sha256((shelf / f"{name}.safetensors").read_bytes()).hexdigest() for name in ("robot", "cat")]
+    assert drawn["concepts"] == [
+        f"local/robot robot.safetensors sha256:{digests[0]}", f"bob/cat cat.safetensors sha256:{digests[1]}"
+    ]  # fmt: skip
+    regions = drawn["regions"]
     assert [region["concepts"] for region in regions] == [["local/robot"], ["bob/cat"]]
     assert regions[0]["box"] == [0, 0, 0.5, 1]
     assert regions[0]["negative_prompt"] == "a dog"
+
+
+def test_a_fused_model_draws_each_of_its_concepts_in_a_region(mos, shelf, tmp_path):
+    regions = ("--region", "a <eve-robot> @ 0,0,0.5,1", "--region", "a <eve-cat> @ 0.5,0,1,1")
+    code, _, said = mos("fused", "two friends", *regions, "--out", str(tmp_path))
+    assert code == 0
+    assert "<eve-cat> <eve-robot>" in said
+    assert mos("fused", "two friends", "--out", str(tmp_path))[0] == 0
+    assert (pixels(tmp_path / "00001.png") != pixels(tmp_path / "00002.png")).any()
+    digest = hashlib.sha256((shelf / "fused" / "fused.safetensors").read_bytes()).hexdigest()
+    assert read_recipe(tmp_path / "00001.png")["model"] == f"fused fused sha256:{digest}"
 
 
 def test_layout_file_mask_auto_layout_and_condition(mos, shelf, tmp_path):
@@ -109,11 +131,13 @@ def test_layout_file_mask_auto_layout_and_condition(mos, shelf, tmp_path):
     assert code == 0
     drawn = read_recipe(tmp_path / "00003.png")
     assert [region["box"] for region in drawn["regions"]] == [[0, 0, 0.5, 1], [0.5, 0, 1, 1]]
-    assert drawn["conditions"][0]["weight"] == 0.5
+    (condition,) = drawn["conditions"]
+    assert (condition["adapter"], condition["picture"], condition["weight"]) == ("adapter", "all.png", 0.5)
+    assert condition["picture_sha256"] == hashlib.sha256((shelf / "all.png").read_bytes()).hexdigest()
+    assert len(condition["adapter_sha256"]) == 64
 
 
 def test_a_published_concept_is_drawn_straight_from_the_registry(mos, shelf, tmp_path):
-    from mos.concept import ConceptRef
     from registry import Details, Registry
 
     home, url = tmp_path / "home", str(tmp_path / "registry")
@@ -142,6 +166,12 @@ def test_a_published_concept_is_drawn_straight_from_the_registry(mos, shelf, tmp
         (["base", "a", "--region", "a cat @ 0,0,2,0.5"], 3, "outside the picture"),
         (["base", "a", "--region", "a cat @ 0,0,0.1,0.1"], 3, "too small"),
         (["base", "a", "--region", "a cat @ 1,1,0,0"], 3, "reversed"),
+        (["base", "a", "--region", "a cat @ 0.5,0,0.5,1"], 3, "is empty"),
+        (["base", "a", "--region", "a cat @ 0,0,33,32"], 3, "outside the 32x32 picture"),
+        (["base", "a", "--region", "a <bob-cat> @ 0,0,1,1"], 3, "unknown word <bob-cat>"),
+        (["fused", "a", "--region", "a <bob-cat> @ 0,0,1,1"], 3, "<eve-robot>"),
+        (["base", "a", *["--region", "a cat @ 0,0,1,1"] * 17], 3, "17 regions, at most 16"),
+        (["base", "<bob-cat>", "--auto-layout"], 3, "two or more concept words"),
         (["base", "a", "--region", "a cat @ 0,0,1,1", "--auto-layout"], 2, "in one way"),
         (["base", "a", "--layout", "none.toml"], 4, "no such file"),
         (["base", "a", "--concept", "robot.safetensors"], 2, "no region names it"),

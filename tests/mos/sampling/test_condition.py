@@ -12,14 +12,19 @@ from mos.sampling.schedulers import starting_noise
 QUICK = SamplingConfig(num_inference_steps=3, guidance_scale=3.0)
 
 
-def tiny_adapter(seed=0, channels=(16, 32), factor=4):
+def tiny_adapter(seed=0, channels=(16, 32), factor=4, colours=1):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return T2IAdapter(in_channels=1, channels=channels, num_res_blocks=1, downscale_factor=factor).eval()
+        return T2IAdapter(in_channels=colours, channels=channels, num_res_blocks=1, downscale_factor=factor).eval()
 
 
 def sketch():
     return (torch.arange(32 * 32).reshape(1, 32, 32) % 7 == 0).float()
+
+
+def key_pose():
+    """Limbs in three colours, as key poses are drawn."""
+    return torch.stack([sketch()[0], sketch()[0].T, torch.eye(32)])
 
 
 def draw(base, conditions=(), regions=(), config=QUICK):
@@ -37,10 +42,11 @@ def draw(base, conditions=(), regions=(), config=QUICK):
     )
 
 
-def test_condition_agrees_with_the_diffusers_adapter_pipeline(tiny_base):
+@pytest.mark.parametrize("picture", [sketch(), key_pose()], ids=["sketch", "key pose"])
+def test_condition_agrees_with_the_diffusers_adapter_pipeline(tiny_base, picture):
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionAdapterPipeline
 
-    adapter = tiny_adapter()
+    adapter = tiny_adapter(colours=len(picture))
     pipeline = StableDiffusionAdapterPipeline(
         vae=tiny_base.vae,
         unet=tiny_base.unet,
@@ -57,7 +63,7 @@ def test_condition_agrees_with_the_diffusers_adapter_pipeline(tiny_base):
     wanted = pipeline(
         prompt_embeds=encoder.encode(["a cat"]).context[:, 0],
         negative_prompt_embeds=encoder.encode([""]).context[:, 0],
-        image=sketch()[None],
+        image=picture[None],
         latents=starting_noise([3], (4, 8, 8)),
         height=32,
         width=32,
@@ -66,7 +72,7 @@ def test_condition_agrees_with_the_diffusers_adapter_pipeline(tiny_base):
         adapter_conditioning_scale=0.8,
         output_type="latent",
     ).images
-    got = draw(tiny_base, [Condition(adapter=adapter, picture=sketch(), weight=0.8)])
+    got = draw(tiny_base, [Condition(adapter=adapter, picture=picture, weight=0.8)])
     assert torch.allclose(got, wanted, atol=1e-4)
     assert not torch.allclose(got, draw(tiny_base), atol=1e-2)
 
@@ -118,3 +124,5 @@ def test_sketch_is_resized_to_the_picture():
     picture = condition_picture(Image.new("RGB", (10, 20), (255, 255, 255)), 1, width=32, height=16)
     assert picture.shape == (1, 16, 32)
     assert picture.min() == 1.0
+    pose = condition_picture(Image.new("RGB", (10, 20), (255, 0, 0)), 3, width=32, height=16)
+    assert pose.mean(dim=(1, 2)).tolist() == [1.0, 0.0, 0.0]
