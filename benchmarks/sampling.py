@@ -1,6 +1,7 @@
 """What regions cost: denoising with 0, 1, 3 and 6 regions against plain sampling and against a loop over regions.
 
-`python -m benchmarks.sampling [--base PATH] [--size small|full] [--device cuda] [--steps N] [--rounds N]`.
+`python -m benchmarks.sampling [--base PATH] [--size small|full] [--device cpu|cuda] [--steps N] [--rounds N]`.
+Without a device the small base is measured on the CPU, and Stable Diffusion's full size on a GPU where there is one.
 Plain sampling is the U-Net with diffusers' own attention processors and one encoding a prompt; the loop is
 regional attention as the reference does it, region after region, keys and values anew at every step. All
 variants take turns within one process; a round's ratios are taken within it and the median is printed.
@@ -69,22 +70,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", help="diffusers folder or hub id; default: the small world")
     parser.add_argument("--size", choices=["small", "full"], default="small", help="full: SD 1.5 shapes, random")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", help="default: the small base on cpu, full size on cuda")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=1, help="pictures at once")
     options = parser.parse_args()
-    if options.device == "cpu":
-        torch.set_num_threads(1)
-    rows = []
-    if options.size == "full" or options.device != "cpu":
-        dtype = torch.float32 if options.device == "cpu" else torch.float16
-        base = random_base(size="full").to(device=options.device, dtype=dtype)
-        rows += measure(base, "SD 1.5 shapes", options.steps or 3, min(options.rounds, 3), options.batch)
-    if options.size == "small":
-        base = load_base(options.base, device=options.device)
-        rows += measure(base, base.facts.name, options.steps or 10, options.rounds, options.batch)
-    write_results("sampling", rows)
+    torch.set_num_threads(1)
+    both = [("cpu", options.size), ("cuda", "full")]
+    wanted = [(options.device, options.size)] if options.device else both
+    write_results("sampling", [row for device, size in wanted for row in rows_on(device, size, options)])
+
+
+def rows_on(device: str, size: str, options: argparse.Namespace) -> list[Row]:
+    """All rows of one device; without values where a GPU is asked for and there is none."""
+    steps, rounds = options.steps or (10 if size == "small" else 3), options.rounds
+    dtype = torch.float32 if device == "cpu" else torch.float16
+    prefix = "" if device == "cpu" else "GPU: "
+    if device != "cpu" and not torch.cuda.is_available():
+        how = "random weights, half precision; no GPU here"
+        return [row for count in COUNTS for row in rows_of(count, f"{prefix}SD 1.5 shapes", {}, {}, how, dtype)]
+    if size == "full":
+        base = random_base(size="full").to(device=device, dtype=dtype)
+        return measure(base, f"{prefix}SD 1.5 shapes", steps, min(rounds, 3), options.batch)
+    base = load_base(options.base, device=device)
+    return measure(base, prefix + base.facts.name, steps, rounds, options.batch)
 
 
 def measure(base: BaseModel, name: str, steps: int, rounds: int, batch: int) -> list[Row]:
@@ -104,29 +113,34 @@ def measure(base: BaseModel, name: str, steps: int, rounds: int, batch: int) -> 
     unit = "CPU s" if base.device.type == "cpu" else "s"
     rows = [Row(name=f"{name}: plain", value=median(seconds["plain"]) / steps, unit=f"{unit}/step", how=how)]
     for count in COUNTS:
-        rows += _rows_of(count, name, seconds, drawn, how, base.dtype)
+        rows += rows_of(count, name, seconds, drawn, how, base.dtype)
     return rows
 
 
-def _rows_of(
+def rows_of(
     count: int, name: str, seconds: dict[str, list[float]], drawn: dict[str, Tensor], how: str, dtype: torch.dtype
 ) -> list[Row]:
+    """The rows of one number of regions; without `seconds` they say that nothing was measured."""
     variant = f"{count} regions"
     goal = "<= 1.25" if count == 3 else ""
 
-    def ratio(other: str) -> float:
-        return median(a / b for a, b in zip(seconds[variant], seconds[other], strict=True))
+    def ratio(other: str) -> float | None:
+        return None if not seconds else median(a / b for a, b in zip(seconds[variant], seconds[other], strict=True))
 
     rows = [Row(name=f"{name}: {variant} / plain", value=ratio("plain"), unit="ratio", goal=goal, how=how)]
     if count == 0:
         return rows
     rows.append(Row(name=f"{name}: {variant} / 0 regions", value=ratio("0 regions"), unit="ratio", goal=goal, how=how))
     rows.append(Row(name=f"{name}: {variant} / loop", value=ratio(f"loop, {variant}"), unit="ratio", how=how))
-    apart = drawn[variant] - drawn[f"loop, {variant}"]
-    error = float(apart.abs().max() / drawn[variant].abs().max())
+    error = None if not drawn else difference(drawn[variant], drawn[f"loop, {variant}"])
     tolerance = "<= 1e-4" if dtype == torch.float32 else ""
     rows.append(Row(name=f"{name}: {variant} - loop", value=error, unit="relative", goal=tolerance, how=how))
     return rows
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return float((one - other).abs().max() / one.abs().max())
 
 
 def timed(draw: Callable[[], Tensor], device: torch.device) -> float:
