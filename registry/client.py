@@ -18,7 +18,7 @@ from registry.indexer import Indexer, IndexReport, Scope
 from registry.keys import OwnerKey, PublicKey, SigningKey
 from registry.layout import REGISTRY, SELFTEST, check_run_id, user_prefix
 from registry.licence import Licence, combined
-from registry.manifest import FileEntry, Manifest, Source
+from registry.manifest import MAX_PREVIEW_BYTES, FileEntry, Manifest, Source
 from registry.objects import ObjectStore, open_store
 from registry.publish import Publication, publish
 from registry.reading import Shelf
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 DEFAULT_LICENCE = "cc-by-4.0"
 """The terms of a concept whose publisher names none."""
-
-MAX_PREVIEW_BYTES = 4 << 20
-"""A preview picture may be this long."""
 
 
 @dataclass(frozen=True, kw_only=True)

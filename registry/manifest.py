@@ -15,6 +15,10 @@ from registry.licence import Licence
 
 MANIFEST_FORMAT = 1
 MANIFEST_TYPE = "application/vnd.mos.manifest+json"
+
+MAX_PREVIEW_BYTES = 4 << 20
+"""A preview picture may be this long."""
+
 _SHA256 = "[0-9a-f]{64}"
 _ROLES = ("weights", "report", "preview")
 _TAG = "[a-z0-9][a-z0-9-]{0,39}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from mos.concept import ConceptRef
 from mos.errors import MosError
-from registry.documents import sha256_hex
+from registry.documents import MAX_DOCUMENT_BYTES, sha256_hex
 from registry.errors import FormatError, IntegrityError, ObjectMissingError, RollbackError
 from registry.event import SignedEvent
 from registry.home import Home
@@ -90,15 +90,24 @@ class Shelf:
         `settled` guards against a damaged answer where something lasting follows from it, see `read_settled`.
         """
         try:
-            data = read_settled(self.store, manifest_key(ref)) if settled else self.store.get(manifest_key(ref))
+            key = manifest_key(ref)
+            data = read_settled(self.store, key) if settled else self.store.get(key, at_most=MAX_DOCUMENT_BYTES + 1)
             return SignedManifest.from_bytes(data, ref)
         except ObjectMissingError as error:
             raise ObjectMissingError(f"{ref}: no such version in {self.store.url}; see mos concept ls") from error
 
-    def versions(self, ref: ConceptRef) -> list[int]:
-        """The versions of a concept that a listing shows, oldest first."""
+    def versions(self, ref: ConceptRef, *, past_listing: bool = True) -> list[int]:
+        """The versions of a concept, oldest first.
+
+        A listing may be stale, so after it the next versions are asked for by key; `past_listing` says whether.
+        """
         found = (parse_manifest_key(stored.key) for stored in self.store.list(manifests_prefix(ref.owner, ref.name)))
-        return sorted(one.version for one in found if one is not None and one.version is not None)
+        versions = sorted(one.version for one in found if one is not None and one.version is not None)
+        following = versions[-1] + 1 if versions else 1
+        while past_listing and self.store.head(manifest_key(ref.at(following))) is not None:
+            versions.append(following)
+            following += 1
+        return versions
 
     def events(self, ref: ConceptRef, num_known: int = 0) -> tuple[list[SignedEvent], list[str]]:
         """The events of a version, by key from number 1 on (a listing may be stale), and what was unreadable.
@@ -121,13 +130,17 @@ class Shelf:
                 problems.append(str(error))
             number += 1
 
+    def is_deleted(self, ref: ConceptRef) -> bool:
+        """Whether a version has an event that deletes it."""
+        return any(item.event.action == "delete" for item in self.events(ref)[0])
+
     def file(self, ref: ConceptRef, entry: FileEntry) -> bytes:
         """A file of a version, verified; a damaged answer is asked for once more."""
-        key = blob_key(ref.owner, entry.sha256)
+        key, at_most = blob_key(ref.owner, entry.sha256), entry.size_bytes + 1
         try:
-            return check_digest(self.store.get(key), entry, str(ref))
+            return check_digest(self.store.get(key, at_most=at_most), entry, str(ref))
         except IntegrityError:
-            return check_digest(self.store.get(key), entry, str(ref))
+            return check_digest(self.store.get(key, at_most=at_most), entry, str(ref))
 
     def catalogue(self) -> "Catalogue":
         """The newest snapshot of the catalogue.

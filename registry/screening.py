@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from mos.concept import ConceptRef, check_word
 from mos.errors import CheckFailedError, MosError
-from registry.manifest import Manifest
+from registry.manifest import MAX_PREVIEW_BYTES, Manifest
 from registry.records import Limits, OwnerRecord
 from registry.row import Row, State
 
@@ -102,8 +102,9 @@ def check_limits(manifest: Manifest, limits: Limits) -> None:
         ScreeningError: Says which limit.
     """
     for file in manifest.files:
-        if file.size_bytes > limits.max_file_bytes:
-            raise ScreeningError(f"{file.role} of {file.size_bytes} bytes, allowed are {limits.max_file_bytes}")
+        longest = min(limits.max_file_bytes, MAX_PREVIEW_BYTES) if file.role == "preview" else limits.max_file_bytes
+        if file.size_bytes > longest:
+            raise ScreeningError(f"{file.role} of {file.size_bytes} bytes, allowed are {longest}")
     if manifest.kind == "concept" and manifest.rank > limits.max_rank:
         raise ScreeningError(f"rank {manifest.rank}, allowed is {limits.max_rank}")
 

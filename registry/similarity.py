@@ -17,6 +17,7 @@ from mos.errors import BadInputError, NotFoundError
 from registry.documents import sha256_hex
 from registry.errors import ObjectMissingError
 from registry.layout import blob_key
+from registry.manifest import MAX_PREVIEW_BYTES
 from registry.reading import Catalogue, Shelf
 from registry.row import Row, State
 from registry.search import MAX_LIMIT, Query, run_query
@@ -129,7 +130,7 @@ class EmbeddingJob:
         """The bytes of a preview, verified; a damaged answer is asked for once more."""
         for _ in range(2):
             try:
-                data = self._shelf.store.get(blob_key(row.owner, sha256))
+                data = self._shelf.store.get(blob_key(row.owner, sha256), at_most=MAX_PREVIEW_BYTES + 1)
             except ObjectMissingError:
                 return None
             if sha256_hex(data) == sha256:

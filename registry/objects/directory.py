@@ -94,14 +94,16 @@ class DirectoryStore:
         with _translated(self._root):
             self._folders.sync([*objects, *map(check_key, present)])
 
-    def get(self, key: str) -> bytes:
-        """The whole object; see `ObjectStore.get`."""
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
+        """The object or its beginning; see `ObjectStore.get`."""
         path = self._path(key)
         with _translated(path):
             self._folders.refuse_links(key)
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
             with open(descriptor, "rb", buffering=0) as file:
-                return file.readall()
+                if at_most is None or os.fstat(descriptor).st_size <= at_most:
+                    return file.readall()
+                return file.read(at_most)
 
     def head(self, key: str) -> Stored | None:
         """Size and time of an object, or None."""

@@ -37,8 +37,8 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def get(self, key: str) -> bytes:
-        """The whole object.
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
+        """The whole object, or its first `at_most` bytes: strangers decide how long their objects are.
 
         Raises:
             ObjectMissingError: If there is none.

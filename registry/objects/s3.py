@@ -81,14 +81,18 @@ class S3Store:
         for key, data in objects.items():
             self.put(key, data)
 
-    def get(self, key: str) -> bytes:
-        """The whole object; a body cut short is asked for again, then an error."""
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
+        """The object or its beginning; a body cut short is asked for again, then an error."""
         for attempt in range(3):
             try:
                 with self._translated(key):
                     answer = self._client.get_object(Bucket=self._bucket, Key=self._full(key))
-                    body: bytes = answer["Body"].read()
-                    if len(body) == answer["ContentLength"]:
+                    length: int = answer["ContentLength"]
+                    is_long = at_most is not None and length > at_most
+                    body: bytes = answer["Body"].read(at_most if is_long else None)
+                    if is_long:
+                        answer["Body"].close()  # the rest stays unread, and the connection with it
+                    if len(body) == (at_most if is_long else length):
                         return body
             except StoreBusyError:
                 if attempt == 2:

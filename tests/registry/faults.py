@@ -68,11 +68,11 @@ class FaultyStore:
         for key, data in objects.items():
             self.put(key, data)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
         """See `ObjectStore.get`; bytes may come damaged, no two answers at the same place."""
         fault = self._next((Fault.DIES_BEFORE, Fault.BUSY, Fault.FLIPPED, Fault.TRUNCATED))
         self._before(fault)
-        data = self.inner.get(key)
+        data = self.inner.get(key, at_most=at_most)
         if fault is Fault.FLIPPED and data:
             place = (len(data) // 2 + self.count) % len(data)
             return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]

@@ -17,6 +17,7 @@ from registry.indexer import Indexer, Scope
 from registry.keys import OwnerKey, SigningKey
 from registry.layout import LOG, REGISTRY, event_key, manifest_key, owner_key, snapshot_key
 from registry.licence import Licence, Person
+from registry.manifest import FileEntry
 from registry.records import Limits, RegistryRecord
 from registry.row import Row, State
 from registry.screening import ScreeningError, skeleton
@@ -354,3 +355,37 @@ def test_flipped_bits_in_weights_are_noticed_by_the_reader_and_by_the_indexer(
     publish()  # the same run again mends what is damaged
     assert index(registry, clock=clock)[ref].state == "listed"
     assert registry.pull(ref).read_bytes() == good
+
+
+def test_a_preview_or_a_manifest_longer_than_any_is_refused_unread(registry: Registry, publish: Publish, clock: Clock):
+    """By those who skip the client: 5 MiB of preview; a manifest and weights that go on and on."""
+    ref = publish()
+    key = registry.home.owner_key("alice")
+    manifest = registry.shelf.manifest(ref).manifest
+    preview = FileEntry(role="preview", sha256="0" * 64, size_bytes=5 << 20)
+    long = replace(manifest, ref=ROBOT.at(2), run_id="run-2", files=(*manifest.files, preview))
+    store = registry.shelf.store
+    store.create(manifest_key(long.ref), long.sign(key))
+    store.create(manifest_key(ROBOT.at(3)), b"{" * (8 << 20))
+    store.put(f"users/alice/blobs/sha256/{manifest.weights.sha256}", b"x" * (8 << 20))
+    reads = _longest_reads(registry)
+    rows = index(registry, "sweep", clock)
+    assert "preview of 5242880 bytes, allowed are 4194304" in rows[ROBOT.at(2)].reason
+    assert "expected at most 1048576" in rows[ROBOT.at(3)].reason
+    assert rows[ref].state == "uploaded"
+    assert max(reads) == (1 << 20) + 1
+
+
+def _longest_reads(registry: Registry) -> list[int]:
+    """Lengths of what is read from the store from now on."""
+    reads: list[int] = []
+    store = registry.shelf.store
+    get = store.get
+
+    def watched(key: str, *, at_most: int | None = None) -> bytes:
+        data = get(key, at_most=at_most)
+        reads.append(len(data))
+        return data
+
+    store.get = watched  # type: ignore[method-assign]
+    return reads

@@ -54,9 +54,9 @@ class MemoryStore:
         for key, data in objects.items():
             self.put(key, data)
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, at_most: int | None = None) -> bytes:
         try:
-            return self.objects[check_key(key)][0]
+            return self.objects[check_key(key)][0][:at_most]
         except KeyError as error:
             raise ObjectMissingError(f"{key}: no such object") from error
 

@@ -35,6 +35,13 @@ def test_what_is_created_is_read_back_and_not_created_twice(store: ObjectStore):
     assert store.get("a/b.json") == b"one"
 
 
+def test_a_long_object_can_be_read_in_part(store: ObjectStore):
+    store.put("long", b"0123456789" * 100_000)
+    assert store.get("long", at_most=7) == b"0123456"
+    assert store.get("long", at_most=1_000_000) == store.get("long")
+    assert len(store.get("long", at_most=2_000_000)) == 1_000_000
+
+
 def test_put_replaces_delete_removes_and_missing_is_said(store: ObjectStore):
     store.put("a", b"one")
     store.put("a", b"two")
@@ -178,3 +185,19 @@ def test_a_store_without_permission_says_so(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(NotAllowedError, match="permission denied"):
         store.create("a", b"")
+
+
+def test_credentials_come_from_the_standard_chain_or_not_at_all(
+    s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    with pytest.raises(NotAllowedError, match="credentials"):
+        open_store(s3_url).put("a", b"one")
+    (tmp_path / "credentials").write_text("[lab]\naws_access_key_id = testing\naws_secret_access_key = testing\n")
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    store = open_store(s3_url)
+    store.put("a", b"one")
+    assert store.get("a") == b"one"
