@@ -1,17 +1,28 @@
 """After publication: yank and unyank, approve, delete for good, and which fusions a deletion touches."""
 
+import contextlib
 from collections.abc import Callable
 
 from mos.concept import ConceptRef
-from mos.errors import ConflictError, NotFoundError, TryAgainError
+from mos.errors import ConflictError, NotAllowedError, NotFoundError, TryAgainError
+from registry.documents import sha256_hex
 from registry.errors import ObjectExistsError, ObjectMissingError
 from registry.event import Action, Event, SignedEvent
 from registry.fields import format_time
 from registry.keys import SigningKey
-from registry.layout import blob_key, event_key, hint_key
-from registry.manifest import SignedManifest
-from registry.reading import Catalogue, Shelf
-from registry.row import Row
+from registry.layout import (
+    Stored,
+    blob_key,
+    event_key,
+    hint_key,
+    manifests_prefix,
+    parse_manifest_key,
+    run_prefix,
+)
+from registry.manifest import Manifest, SignedManifest
+from registry.objects.protocol import ObjectStore
+from registry.reading import Catalogue, Shelf, readable_manifest
+from registry.row import Row, State
 from registry.trust import accepted_events
 from registry.ulid import new_ulid
 
@@ -54,11 +65,34 @@ def withdraw(
 
 
 def remove_files(shelf: Shelf, signed: SignedManifest) -> None:
-    """Remove the bytes of a deleted version from the registry and from this home's cache."""
+    """Remove the bytes of a deleted version from the registry and from this home's cache.
+
+    Also what its run left: staged weights, checkpoints, sample pictures. Whose credentials do not reach there leaves
+    that to the next sweep.
+    """
     for entry in signed.manifest.files:
         shelf.store.delete(blob_key(signed.manifest.ref.owner, entry.sha256))
         for suffix in (".safetensors", ".picture", ""):
             shelf.home.drop(entry.sha256, suffix)
+    with contextlib.suppress(NotAllowedError):
+        left = list(shelf.store.list(run_prefix(signed.manifest.run_id)))
+        if is_where_made(shelf.store, left, signed.manifest):
+            for stored in left:
+                shelf.store.delete(stored.key)
+
+
+def is_where_made(store: ObjectStore, objects: list[Stored], manifest: Manifest) -> bool:
+    """Whether the private objects of a run include the weights of a version.
+
+    The name of the run proves nothing, because a publisher is free to write another's into a manifest.
+    """
+    weights = manifest.weights
+    for stored in objects:
+        if stored.size_bytes == weights.size_bytes:
+            with contextlib.suppress(ObjectMissingError):
+                if sha256_hex(store.get(stored.key)) == weights.sha256:
+                    return True
+    return False
 
 
 def affected(catalogue: Catalogue, ref: ConceptRef) -> list[Row]:
@@ -119,8 +153,9 @@ def _refuse_shared(shelf: Shelf, manifests: list[SignedManifest]) -> None:
     mine = {signed.manifest.ref: {entry.sha256 for entry in signed.manifest.files} for signed in manifests}
     doomed = set().union(*mine.values())
     owner = manifests[0].manifest.ref.owner
-    deleted = {row.ref for row in shelf.catalogue().owner(owner) if row.state == "deleted"}
-    for other in living_manifests(shelf, owner, skip=set(mine) | deleted):
+    rows = shelf.catalogue().owner(owner)
+    deleted = {row.ref for row in rows if row.state == State.DELETED}
+    for other in living_manifests(shelf, owner, known={row.ref for row in rows}, skip=set(mine) | deleted):
         shared = doomed & {entry.sha256 for entry in other.manifest.files}
         if shared:
             raise ConflictError(
@@ -128,17 +163,18 @@ def _refuse_shared(shelf: Shelf, manifests: list[SignedManifest]) -> None:
             )
 
 
-def living_manifests(shelf: Shelf, owner: str, skip: set[ConceptRef]) -> list[SignedManifest]:
-    """Every readable manifest of an owner that no deletion event speaks of, but for those to skip."""
-    from registry.layout import manifests_prefix, parse_manifest_key
-    from registry.reading import readable_manifest
+def living_manifests(
+    shelf: Shelf, owner: str, *, known: set[ConceptRef], skip: set[ConceptRef]
+) -> list[SignedManifest]:
+    """Every readable manifest of an owner that no deletion event speaks of, but for those to skip.
 
+    Those `known` are asked for by key, because a listing may be stale.
+    """
+    listed = {ref for stored in shelf.store.list(manifests_prefix(owner)) if (ref := parse_manifest_key(stored.key))}
     found = []
-    for stored in shelf.store.list(manifests_prefix(owner)):
-        ref = parse_manifest_key(stored.key)
-        if ref is None or ref in skip:
-            continue
-        signed, _, _ = readable_manifest(shelf, ref)
-        if signed is not None and not any(item.event.action == "delete" for item in shelf.events(ref)[0]):
-            found.append(signed)
+    for ref in sorted((listed | known) - skip):
+        with contextlib.suppress(ObjectMissingError):
+            signed, _, _ = readable_manifest(shelf, ref)
+            if signed is not None and not shelf.is_deleted(ref):
+                found.append(signed)
     return found

@@ -35,7 +35,7 @@ from registry.row import Row, State
 from registry.screening import rivals, rule_on_owner, rule_on_words
 from registry.similarity import EmbeddingJob, Scorer
 from registry.snapshot import ShardEntry, Snapshot
-from registry.writing import create_or_same
+from registry.writing import create_or_same, holds_blob
 
 Scope = Literal["hints", "sweep", "rebuild"]
 
@@ -163,7 +163,9 @@ class Indexer:
 
     def _write(self, written: dict[str, bytes], prefix: str) -> None:
         for sha256, data in written.items():
-            create_or_same(self._shelf.store, f"{prefix}{sha256}.parquet", data)
+            key = f"{prefix}{sha256}.parquet"
+            if not holds_blob(self._shelf.store, key, sha256, len(data), self._clock()):
+                self._shelf.store.put(key, data)
             self._shelf.home.keep(data, sha256, ".parquet")
 
     def _drop_hints(self, hints: list[Stored], run: "_Run", now: float) -> None:

@@ -8,7 +8,8 @@ from registry.documents import Json
 from registry.layout import INBOX, OWNERS, REGISTRY, RUNS, user_prefix
 
 _PUBLIC = (REGISTRY, f"{OWNERS}*", "users/*", "catalog/*", "evaluations/*")
-_APPEND_ONLY = ("users/*/m/*", "users/*/ev/*", "catalog/*")
+_APPEND_ONLY = ("users/*/m/*", "users/*/ev/*", "catalog/log/*")
+"""Named by a number, and so never replaced; what is named by its digest may be written again."""
 
 
 def split_url(url: str) -> tuple[str, str]:
@@ -26,7 +27,7 @@ def split_url(url: str) -> tuple[str, str]:
 def identity_policies(url: str, owners: Sequence[str]) -> dict[str, Json]:
     """IAM policies to attach to the identities of each role, by role; each owner has one of their own.
 
-    They include the rule, known to AWS alone, that manifests, events and catalogue files are only ever
+    They include the rule, known to AWS alone, that manifests, events and snapshots are only ever
     created (`s3:if-none-match`), never replaced.
     """
     bucket, prefix = split_url(url)

@@ -80,7 +80,7 @@ def publish(
 def _mend(shelf: Shelf, found: SignedManifest, files: dict[str, bytes], now_s: float) -> None:
     """See to it that the files of a version published before are whole, unless they were deleted for good."""
     ref = found.manifest.ref
-    if any(item.event.action == "delete" for item in shelf.events(ref)[0]):
+    if shelf.is_deleted(ref):
         return
     named = {entry.sha256: files[entry.sha256] for entry in found.manifest.files if entry.sha256 in files}
     _write_files_and_hint(shelf.store, ref, named, now_s)
@@ -118,8 +118,11 @@ def _create_or_read(store: ObjectStore, ref: ConceptRef, data: bytes) -> bytes |
 
 
 def _published(shelf: Shelf, concept: ConceptRef) -> Iterator[tuple[ConceptRef, SignedManifest | None]]:
-    """Every version published so far, by key up to the highest one listed; unreadable ones as None."""
-    last = max(shelf.versions(concept), default=0)
+    """Every version published so far, by key up to the highest one listed; unreadable ones as None.
+
+    One that is not listed yet is met where this publication would create it.
+    """
+    last = max(shelf.versions(concept, past_listing=False), default=0)
     for version in range(1, last + 1):
         ref = concept.at(version)
         try:

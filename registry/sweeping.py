@@ -1,11 +1,13 @@
 """Garbage: what killed writers, lost races, deletions and old snapshots leave behind."""
 
 import contextlib
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
 from mos.errors import MosError
+from registry.deletion import is_where_made
 from registry.errors import ObjectMissingError
 from registry.layout import (
     DATA,
@@ -20,9 +22,15 @@ from registry.layout import (
     parse_manifest_key,
     parse_snapshot_key,
 )
+from registry.manifest import Manifest
 from registry.objects.directory import DirectoryStore
+from registry.objects.protocol import ObjectStore
 from registry.reading import Catalogue, Shelf, readable_manifest
 from registry.snapshot import read_snapshot
+from registry.writing import REFRESH_AFTER_S
+
+_TICK_S = 1.0
+"""A listing and a question for one object may tell the time of writing in different steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +39,16 @@ class Patience:
 
     Attributes:
         files_s: Files of owners that no manifest names: a publication may be under way.
-        catalogue_s: Catalogue files that no kept snapshot names: an older reader may be at them.
+        deleted_s: Files that only deleted versions name: a version published in the last hour, which a listing need
+            not show yet, may use such a file; its publisher found it at most six hours old, or wrote it again.
+        catalogue_s: Catalogue files since the newest snapshot stopped naming them: an older reader may be at them.
         temporary_s: Half-written files in a directory.
         runs_s: Runs nobody wrote to.
-        num_snapshots: How many of the newest snapshots stay.
+        num_snapshots: How many of the newest snapshots stay; they name the files they had by digest alone.
     """
 
     files_s: float = 86_400.0
+    deleted_s: float = REFRESH_AFTER_S + 2 * 3_600.0
     catalogue_s: float = 86_400.0
     temporary_s: float = 3_600.0
     runs_s: float = 30 * 86_400.0
@@ -60,11 +71,6 @@ class Swept:
     num_temporary: int = 0
     problems: list[str] = field(default_factory=list)
 
-    def add(self, stored: Stored) -> None:
-        """Count an object."""
-        self.keys.append(stored.key)
-        self.size_bytes += stored.size_bytes
-
 
 def sweep(
     shelf: Shelf, patience: Patience | None = None, *, dry_run: bool = False, now_s: float | None = None
@@ -80,23 +86,37 @@ def sweep(
     patience = patience or Patience()
     now_s = time.time() if now_s is None else now_s
     swept = Swept()
-    _owners_files(shelf, patience, now_s, swept)
-    _catalogue_files(shelf, patience, now_s, swept)
-    _runs(shelf, patience, now_s, swept)
+    found, deleted = _owners_files(shelf, patience, now_s, swept.problems)
+    found += _catalogue_files(shelf, patience, now_s, swept.problems)
+    found += _runs(shelf, patience, now_s, deleted)
     for prefix in (INBOX, SELFTEST):
         for stored in shelf.store.list(prefix):
             if parse_hint_key(stored.key) is None and now_s - stored.modified_s >= patience.files_s:
-                swept.add(stored)
-    if not dry_run:
-        for key in swept.keys:
-            shelf.store.delete(key)
-        if isinstance(shelf.store, DirectoryStore):
-            swept.num_temporary = shelf.store.sweep_temporary(patience.temporary_s)
+                found.append(stored)
+    for stored in found:
+        if dry_run or _remove(shelf.store, stored):
+            swept.keys.append(stored.key)
+            swept.size_bytes += stored.size_bytes
+    if not dry_run and isinstance(shelf.store, DirectoryStore):
+        swept.num_temporary = shelf.store.sweep_temporary(patience.temporary_s)
     return swept
 
 
-def _owners_files(shelf: Shelf, patience: Patience, now_s: float, swept: Swept) -> None:
-    """Files that no manifest names, and at once those that only deleted versions name."""
+def _remove(store: ObjectStore, stored: Stored) -> bool:
+    """Remove an object, unless somebody has written it again since it was listed."""
+    found = store.head(stored.key)
+    if found is None or found.modified_s > stored.modified_s + _TICK_S:
+        return False
+    store.delete(stored.key)
+    return True
+
+
+def _owners_files(
+    shelf: Shelf, patience: Patience, now_s: float, problems: list[str]
+) -> tuple[list[Stored], list[Manifest]]:
+    """Files that no manifest names, and sooner those that only deleted versions name; also what was deleted."""
+    garbage: list[Stored] = []
+    deleted: list[Manifest] = []
     files: dict[str, list[Stored]] = defaultdict(list)
     needed: dict[str, set[str]] = defaultdict(set)
     doomed: dict[str, set[str]] = defaultdict(set)
@@ -111,39 +131,56 @@ def _owners_files(shelf: Shelf, patience: Patience, now_s: float, swept: Swept) 
                 signed, problem, _ = readable_manifest(shelf, ref)
                 if signed is None:
                     unsure.add(owner)
-                    swept.problems.append(f"{ref}: {problem}; the files of {owner} are left alone")
+                    problems.append(f"{ref}: {problem}; the files of {owner} are left alone")
                     continue
-                deleted = any(item.event.action == "delete" for item in shelf.events(ref)[0])
-                (doomed if deleted else needed)[owner].update(entry.sha256 for entry in signed.manifest.files)
+                is_deleted = shelf.is_deleted(ref)
+                (doomed if is_deleted else needed)[owner].update(entry.sha256 for entry in signed.manifest.files)
+                deleted += [signed.manifest] * is_deleted
     for owner, found in files.items():
         for stored in found:
             name = stored.key.rpartition("/")[2]
-            old = now_s - stored.modified_s >= patience.files_s
-            if owner not in unsure and name not in needed[owner] and (old or name in doomed[owner]):
-                swept.add(stored)
+            patience_s = patience.deleted_s if name in doomed[owner] else patience.files_s
+            if owner not in unsure and name not in needed[owner] and now_s - stored.modified_s >= patience_s:
+                garbage.append(stored)
+    return garbage, deleted
 
 
-def _catalogue_files(shelf: Shelf, patience: Patience, now_s: float, swept: Swept) -> None:
+def _catalogue_files(shelf: Shelf, patience: Patience, now_s: float, problems: list[str]) -> list[Stored]:
     try:
         catalogue = shelf.catalogue()
     except MosError as error:
-        swept.problems.append(f"{error}; the catalogue is left alone")
-        return
-    oldest_kept = catalogue.snapshot.number - patience.num_snapshots + 1
-    needed = _files_of(catalogue)
-    for number in range(max(1, oldest_kept), catalogue.snapshot.number):
-        found = read_snapshot(shelf.store, number, shelf.record.registry_id, shelf.record.indexer)
-        if found is not None:
-            needed |= _files_of(Catalogue(shelf, *found))
+        problems.append(f"{error}; the catalogue is left alone")
+        return []
+    garbage: list[Stored] = []
+    log = sorted(shelf.store.list(LOG), key=lambda stored: stored.key)
+    needed = _files_of(catalogue) | _files_of_late(shelf, catalogue, log, now_s - patience.catalogue_s)
     for prefix in (DATA, EMBEDDINGS):
         for stored in shelf.store.list(prefix):
             name = stored.key.removeprefix(prefix).removesuffix(".parquet")
             if name not in needed and now_s - stored.modified_s >= patience.catalogue_s:
-                swept.add(stored)
-    for stored in shelf.store.list(LOG):
+                garbage.append(stored)
+    oldest_kept = catalogue.snapshot.number - patience.num_snapshots + 1
+    for stored in log:
         number = parse_snapshot_key(stored.key) or oldest_kept
         if number < oldest_kept and now_s - stored.modified_s >= patience.catalogue_s:
-            swept.add(stored)
+            garbage.append(stored)
+    return garbage
+
+
+def _files_of_late(shelf: Shelf, newest: Catalogue, log: list[Stored], since_s: float) -> set[str]:
+    """The files of snapshots that were the newest at some time since then.
+
+    What was deleted still stands in older ones, so they are not kept for longer than a reader takes.
+    """
+    needed: set[str] = set()
+    replaced_s = math.inf  # of the last one listed: its successor may not be listed yet
+    for stored in reversed(log):
+        number, is_late, replaced_s = parse_snapshot_key(stored.key) or 0, replaced_s >= since_s, stored.modified_s
+        if is_late and 0 < number < newest.snapshot.number:
+            found = read_snapshot(shelf.store, number, shelf.record.registry_id, shelf.record.indexer)
+            if found is not None:
+                needed |= _files_of(Catalogue(shelf, *found))
+    return needed
 
 
 def _files_of(catalogue: Catalogue) -> set[str]:
@@ -153,11 +190,17 @@ def _files_of(catalogue: Catalogue) -> set[str]:
     return {shard.sha256 for shard in shards}
 
 
-def _runs(shelf: Shelf, patience: Patience, now_s: float, swept: Swept) -> None:
+def _runs(shelf: Shelf, patience: Patience, now_s: float, deleted: list[Manifest]) -> list[Stored]:
+    """Runs nobody wrote to for long, and at once those that made what was deleted."""
     runs: dict[str, list[Stored]] = defaultdict(list)
     for stored in shelf.store.list(RUNS):
         runs[stored.key.split("/")[1]].append(stored)
-    for found in runs.values():
-        if now_s - max(stored.modified_s for stored in found) >= patience.runs_s:
-            for stored in found:
-                swept.add(stored)
+    garbage: list[Stored] = []
+    made = defaultdict(list)
+    for manifest in deleted:
+        made[manifest.run_id].append(manifest)
+    for run_id, found in runs.items():
+        is_old = now_s - max(stored.modified_s for stored in found) >= patience.runs_s
+        if is_old or any(is_where_made(shelf.store, found, manifest) for manifest in made[run_id]):
+            garbage += found
+    return garbage

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from mos.concept import ConceptRef
-from mos.errors import BadInputError, CheckFailedError, NotFoundError, TryAgainError
+from mos.errors import BadInputError, CheckFailedError, ConflictError, NotFoundError, TryAgainError
 from registry.client import Details, Registry
+from registry.documents import sha256_hex
 from registry.home import Home
 from registry.indexer import Indexer, Scope
+from registry.layout import DATA
 from registry.reading import readable_manifest
 from registry.row import Row, State
 from registry.shards import read_table
@@ -87,6 +89,8 @@ class RegistryMachine(RuleBasedStateMachine):
         version = self.model[ref]
         self.store.arm({})
         if action == "delete" and self._is_shared(ref, version):
+            with pytest.raises(ConflictError, match="shares a file"):
+                self._withdraw(ref, action)
             return
         done = self._with_faults(plan, lambda: self._withdraw(ref, action))
         if version.deleted:
@@ -134,6 +138,13 @@ class RegistryMachine(RuleBasedStateMachine):
                 assert signed is not None, problem
                 if not any(item.event.action == "delete" for item in self.registry.shelf.events(ref)[0]):
                     self.registry.shelf.file(ref, signed.manifest.weights)
+
+    @invariant()
+    def what_the_catalogue_names_is_there(self) -> None:
+        """Every file of the newest snapshot lies in the store, not only in this home's cache."""
+        self.store.arm({})
+        for shard in self.registry.shelf.catalogue().snapshot.data:
+            assert sha256_hex(self.store.inner.get(f"{DATA}{shard.sha256}.parquet")) == shard.sha256
 
     def _publish(self, concept: ConceptRef, run_id: str, weights: bytes) -> None:
         package = make_package(concept.name, content=weights)

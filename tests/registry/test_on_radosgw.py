@@ -13,6 +13,7 @@ import pytest
 from mos.concept import ConceptRef
 from mos.errors import NotAllowedError
 from registry.client import Details, Registry
+from registry.documents import sha256_hex
 from registry.errors import ObjectExistsError
 from registry.home import Home
 from registry.indexer import Indexer
@@ -21,6 +22,7 @@ from registry.layout import manifest_key
 from registry.objects.s3 import S3Store
 from registry.policy import bucket_policy
 from registry.search import Query
+from registry.sweeping import sweep
 from tests.registry.world import LICENCE, any_weights, make_package
 from tests.servers.radosgw import RadosGateway, radosgw
 
@@ -149,3 +151,17 @@ def test_32_publishers_on_one_concept_lose_nothing(as_user: As, homes: dict[str,
     with ThreadPoolExecutor(32) as pool:
         made = list(pool.map(lambda n: _publish(store, homes["alice"], ref, f"run-{n}", b"%d" % n), range(32)))
     assert sorted(one.version or 0 for one in made) == list(range(1, 33))
+
+
+def test_what_an_owner_may_not_delete_of_a_run_goes_with_the_administrators_sweep(as_user: As, homes: dict[str, Home]):
+    root, alice, ref = as_user("root"), as_user("alice"), ConceptRef("alice", "ann")
+    root.put("runs/run-ann/staged/ann.safetensors", b"ann")
+    _publish(alice, homes["alice"], ref, "run-ann", b"ann")
+    registry = Registry.over(alice, home=homes["alice"])
+    registry.withdraw(ref, "delete", homes["alice"].owner_key("alice"), "consent withdrawn")
+    blobs = f"users/alice/blobs/sha256/{sha256_hex(b'ann')}"
+    assert root.head(blobs) is None
+    assert root.head("runs/run-ann/staged/ann.safetensors") is not None
+    swept = sweep(Registry.over(root, home=homes["root"]).shelf)
+    assert swept.keys == ["runs/run-ann/staged/ann.safetensors"]
+    assert root.head("runs/run-ann/staged/ann.safetensors") is None
