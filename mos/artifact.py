@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +42,7 @@ __all__ = [
     "ArtifactHeader",
     "EDLoRA",
     "artifact_bytes",
+    "check_norms",
     "read_artifact",
     "read_artifact_header",
     "write_artifact",
@@ -130,13 +131,14 @@ def read_artifact_header(path: str | Path) -> ArtifactHeader:
     return _artifact_header(read_header(Path(path)), Path(path))
 
 
-def read_artifact(path: str | Path, facts: BaseFacts | None) -> EDLoRA:
+def read_artifact(path: str | Path, facts: BaseFacts | None, *, max_delta_ratio: float = MAX_DELTA_RATIO) -> EDLoRA:
     """Read an ED-LoRA, refusing whatever is not exactly one.
 
     Args:
         path: the file.
         facts: of the base it must fit: fingerprint, exact key set, shapes and norms are checked against
             it. None checks the file in itself only.
+        max_delta_ratio: how large an update may be, see `check_norms`.
 
     Raises:
         NotFoundError: If there is no such file.
@@ -153,8 +155,47 @@ def read_artifact(path: str | Path, facts: BaseFacts | None) -> EDLoRA:
     _check_values(tensors, path)
     edlora = _assemble(header.card, tensors)
     if facts is not None:
-        _check_norms(edlora, facts, path)
+        check_norms(edlora.linears, [edlora.embeddings], facts, path, max_delta_ratio=max_delta_ratio)
     return edlora
+
+
+def check_norms(
+    linears: Mapping[str, Mapping[str, LowRank]],
+    embeddings: Iterable[Mapping[str, Tensor]],
+    facts: BaseFacts,
+    path: str | Path,
+    *,
+    max_delta_ratio: float = MAX_DELTA_RATIO,
+) -> None:
+    """Bound every update and word by the size of what it changes in the base.
+
+    Args:
+        linears: component -> canonical name -> update.
+        embeddings: of each concept, encoder -> [words, layers, dim].
+        facts: of the base.
+        path: for the message.
+        max_delta_ratio: largest Frobenius norm of an update, in norms of the layer's own weight.
+
+    Raises:
+        ArtifactError: With the first that is too large.
+    """
+    for component, updates in linears.items():
+        for name, update in updates.items():
+            bound = max_delta_ratio * max(facts.linear_norms[component][name], 0.1)
+            if update.norm() > bound:
+                raise ArtifactError(
+                    f"{path}: update of {component} {name} has norm {update.norm():.3g}, at most {bound:.3g} "
+                    f"({max_delta_ratio:g} times the layer's own) is allowed"
+                )
+    for words in embeddings:
+        for encoder, rows in words.items():
+            bound = MAX_EMBEDDING_RATIO * facts.encoder(encoder).mean_embedding_norm
+            largest = float(rows.norm(dim=-1).max())
+            if largest > bound:
+                raise ArtifactError(
+                    f"{path}: a word embedding of {encoder} has norm {largest:.3g}, at most {bound:.3g} "
+                    f"({MAX_EMBEDDING_RATIO:g} times the mean token's) is allowed"
+                )
 
 
 def check_fits_base(header: ArtifactHeader, facts: BaseFacts, path: str | Path) -> None:
@@ -260,26 +301,6 @@ def _check_values(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise ArtifactError(f"{path}: tensor {name} has {kind} values")
         if largest > MAX_ENTRY:
             raise ArtifactError(f"{path}: tensor {name} has the value {largest:.3g}, at most {MAX_ENTRY:g} is allowed")
-
-
-def _check_norms(edlora: EDLoRA, facts: BaseFacts, path: Path) -> None:
-    """Bound every update and word by the size of what it changes."""
-    for component, updates in edlora.linears.items():
-        for name, update in updates.items():
-            bound = MAX_DELTA_RATIO * max(facts.linear_norms[component][name], 0.1)
-            if update.norm() > bound:
-                raise ArtifactError(
-                    f"{path}: update of {component} {name} has norm {update.norm():.3g}, at most {bound:.3g} "
-                    f"({MAX_DELTA_RATIO:g} times the layer's own) is allowed"
-                )
-    for encoder, rows in edlora.embeddings.items():
-        bound = MAX_EMBEDDING_RATIO * facts.encoder(encoder).mean_embedding_norm
-        largest = float(rows.norm(dim=-1).max())
-        if largest > bound:
-            raise ArtifactError(
-                f"{path}: a word embedding of {encoder} has norm {largest:.3g}, at most {bound:.3g} "
-                f"({MAX_EMBEDDING_RATIO:g} times the mean token's) is allowed"
-            )
 
 
 def _tensors(data: bytearray, header: TensorFileHeader) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class Limits:
         max_versions: Versions an owner may have, unless the owner's record says otherwise.
         max_owner_bytes: Bytes of all versions of an owner, unless the owner's record says otherwise.
         max_rank: Largest rank of a single concept.
-        max_norm_ratio: Largest Frobenius norm of a weight update, as a multiple of the base weight's.
+        max_norm_ratio: Largest Frobenius norm of a concept's weight update, as a multiple of the base weight's.
         needs_approval: Whether an administrator must approve a version before it is listed.
         grant_grace_s: How long after a grant's expiry the indexer may first see its manifest, seconds.
     """

@@ -14,6 +14,7 @@ from registry.row import base_key
 
 if TYPE_CHECKING:
     from mos.artifact import ArtifactCard
+    from mos.edlora.adapter import ConceptWords
     from mos.facts import BaseFacts
 
 FUSED_WEIGHTS = "fused.safetensors"
@@ -87,7 +88,8 @@ class WeightsCheck:
     """The indexer's strict check of weights; implements `registry.examine.ArtifactCheck`.
 
     With the facts of the base a concept names, exact tensors, shapes and norm caps are checked against it;
-    without them the file is checked in itself, and the names of the checks passed say so.
+    without them the file is checked in itself, and the names of the checks passed say so. A fusion of n concepts may
+    change the base n times as much as one.
     """
 
     def __init__(self, bases: Sequence["BaseFacts"] = ()) -> None:
@@ -96,22 +98,23 @@ class WeightsCheck:
 
     def __call__(self, manifest: Manifest, files: Mapping[str, bytes], limits: Limits) -> Sequence[str]:
         """Check the weights; see `ArtifactCheck`."""
-        del limits
         with tempfile.TemporaryDirectory(prefix="mos-check-") as folder:
             try:
                 if manifest.kind == "fusion":
-                    return self._check_fusion(manifest, files, Path(folder))
-                return self._check_concept(manifest, files, Path(folder))
+                    return self._check_fusion(manifest, files, Path(folder), limits)
+                return self._check_concept(manifest, files, Path(folder), limits)
             except MosError as error:
                 raise type(error)(str(error).replace(f"{folder}/", "").replace(folder, "fusion")) from error
 
-    def _check_concept(self, manifest: Manifest, files: Mapping[str, bytes], folder: Path) -> Sequence[str]:
+    def _check_concept(
+        self, manifest: Manifest, files: Mapping[str, bytes], folder: Path, limits: Limits
+    ) -> Sequence[str]:
         from mos.artifact import read_artifact
 
         path = folder / "weights.safetensors"
         path.write_bytes(files["weights"])
         facts = self._bases.get(base_key(manifest.base_fingerprint))
-        card = read_artifact(path, facts).card
+        card = read_artifact(path, facts, max_delta_ratio=limits.max_norm_ratio).card
         _check_same("words", manifest.words, card.words)
         _check_same("class word", manifest.class_word, card.class_word)
         _check_same("kind", manifest.concept_kind, card.kind)
@@ -120,7 +123,10 @@ class WeightsCheck:
         _check_same("rank", manifest.rank, card.rank)
         return ("artifact", "card") if facts is None else ("artifact", "card", "base", "norms")
 
-    def _check_fusion(self, manifest: Manifest, files: Mapping[str, bytes], folder: Path) -> Sequence[str]:
+    def _check_fusion(
+        self, manifest: Manifest, files: Mapping[str, bytes], folder: Path, limits: Limits
+    ) -> Sequence[str]:
+        from mos.artifact import check_norms
         from mos.fusion.model import read_fused
 
         (folder / FUSED_WEIGHTS).write_bytes(files["weights"])
@@ -129,7 +135,13 @@ class WeightsCheck:
         model = read_fused(folder, facts)
         _check_same("sources", [str(one.ref) for one in manifest.lineage], [one.ref for one in model.sources])
         _check_same("base", manifest.base_fingerprint, dict(model.base_fingerprint))
-        return ("artifact", "lineage") if facts is None else ("artifact", "lineage", "base")
+        _check_vocabulary(model.adapter.vocabulary, {source.ref for source in manifest.lineage})
+        if facts is None:
+            return ("artifact", "lineage")
+        words = [concept.embeddings for concept in model.adapter.vocabulary]
+        ratio = limits.max_norm_ratio * len(model.sources)
+        check_norms(model.adapter.linears, words, facts, folder, max_delta_ratio=ratio)
+        return ("artifact", "lineage", "base", "norms")
 
 
 def _read_fusion(path: Path) -> Package:
@@ -150,6 +162,19 @@ def _read_fusion(path: Path) -> Package:
 
 def _recipe(card: "ArtifactCard") -> dict[str, str]:
     return {**card.recipe, "seed": str(card.seed), "tuned": " ".join(card.tuned)}
+
+
+def _check_vocabulary(vocabulary: Sequence["ConceptWords"], sources: set[ConceptRef]) -> None:
+    """A fused model's words are those of the concepts it was made of, and nobody else's."""
+    for concept in vocabulary:
+        ref = ConceptRef.parse(concept.ref)
+        if ref not in sources:
+            raise CheckFailedError(f"the fused model knows {ref}, of which it was not made")
+        stem = ref.word.removesuffix(">")
+        foreign = [word for word in concept.words if not word.startswith(f"{stem}-")]
+        if concept.word != ref.word or foreign:
+            words = " ".join((concept.word, *concept.words))
+            raise CheckFailedError(f"the fused model calls {ref} {words}, expected {ref.word} and {stem}-...>")
 
 
 def _check_same(what: str, promised: object, found: object) -> None:

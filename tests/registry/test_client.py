@@ -13,6 +13,7 @@ from registry.client import Details, Registry
 from registry.errors import NotListedError, ObjectMissingError
 from registry.home import Home
 from registry.layout import manifest_key
+from registry.records import Limits
 from registry.row import State
 from registry.search import Query
 from tests.registry.world import Clock
@@ -132,3 +133,41 @@ def test_an_owner_yanks_and_unyanks_and_deletes(registry: Registry, artifact, ho
     assert not [one.key for one in registry.shelf.store.list("users/alice/blobs/")]
     assert registry.index().states == {"deleted": 1}
     assert registry.index("rebuild").num_changed == 0
+
+
+def test_weights_that_would_wreck_a_fusion_are_quarantined_where_the_base_is_known(
+    artifact: Callable[..., Path], facts: BaseFacts, tmp_path: Path, home: Home
+):
+    """An update of 9 times the layer's norm: more than 4 for anyone; one of 2.4 times: too much where 2 is the cap."""
+    for number, (cap, scale, state) in enumerate(
+        [(4, 1.0, "quarantined"), (4, 0.5, "listed"), (2, 0.5, "quarantined")]
+    ):
+        registry = Registry.open(tmp_path / str(number), create=True, home=home, limits=Limits(max_norm_ratio=cap))
+        path = artifact("robot", scale=scale)
+        ref = registry.publish(path, ROBOT, key=registry.new_owner("alice"), run_id="run-1")
+        assert registry.index(bases=[facts]).states == {state: 1}
+        row = registry.shelf.catalogue().version(ref)
+        assert row is not None
+        assert ("times the layer's own" in row.reason) is (state == "quarantined"), row.reason
+
+
+def test_a_cached_file_that_was_damaged_is_fetched_again(registry: Registry, artifact: Callable[..., Path]):
+    ref = registry.publish(artifact("robot"), ROBOT, key=registry.new_owner("alice"), run_id="run-1")
+    pulled = registry.pull(ref)
+    good = pulled.read_bytes()
+    pulled.write_bytes(good[:-1] + b"x")
+    assert registry.pull(ref).read_bytes() == good
+
+
+def test_a_registry_and_its_owners_are_the_administrators_to_change(registry: Registry, tmp_path: Path):
+    key = registry.new_owner("alice")
+    stranger = Registry.open(registry.url, home=tmp_path / "stranger")
+    for action in (
+        lambda: stranger.enrol("mallory", key.public),
+        lambda: stranger.administrator.rotate("alice", key.public),
+        lambda: stranger.administrator.revoke("alice"),
+        lambda: stranger.administrator.set_standing("alice", suspended=True),
+        stranger.index,
+    ):
+        with pytest.raises(NotAllowedError, match="key"):
+            action()

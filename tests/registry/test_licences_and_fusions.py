@@ -1,17 +1,20 @@
 """Terms and consent through fusion, lineage, and what a deletion touches; with a true fused model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mos.artifact import read_artifact
 from mos.concept import ConceptRef
-from mos.errors import BadInputError, NotFoundError
+from mos.edlora.adapter import Adapter
+from mos.errors import BadInputError, NotAllowedError, NotFoundError
 from mos.facts import BaseFacts
 from mos.fusion.config import FusionConfig
 from mos.fusion.model import FusedModel, SourceRecord, read_fused, write_fused
-from mos.fusion.source import FusionSource
+from mos.fusion.source import FusionSource, vocabulary_of
 from registry.client import Registry
 from registry.errors import LicenceError
 from registry.licence import Licence, Person, check_fusable, combined
@@ -55,15 +58,24 @@ def fused(registry: Registry, artifact: Callable[..., Path], facts: BaseFacts, t
         assert made == ref
         sources.append(FusionSource(ref=ref, edlora=read_artifact(path, facts)))
     registry.index(bases=[facts])
-    model = FusedModel(
-        adapter=sources[0].edlora.adapter(A),
+    return write_fused(_fused(sources, facts), tmp_path / "fused")
+
+
+def _fused(sources: Sequence[FusionSource], facts: BaseFacts, scale: float = 1.0, **words: Any) -> FusedModel:
+    """A fused model of concepts, with the update of the first alone."""
+    linears = {
+        component: {name: update.scaled(scale) for name, update in updates.items()}
+        for component, updates in sources[0].edlora.linears.items()
+    }
+    vocabulary = [replace(concept, **words) for concept in vocabulary_of(sources)]
+    return FusedModel(
+        adapter=Adapter(linears=linears, vocabulary=tuple(vocabulary)),
         sources=tuple(SourceRecord.of(source) for source in sources),
         config=FusionConfig(),
         base_name=facts.name,
         base_fingerprint=dict(facts.fingerprint),
         report={},
     )
-    return write_fused(model, tmp_path / "fused")
 
 
 TRIO = ConceptRef("carol", "trio")
@@ -76,11 +88,38 @@ def test_a_fusion_is_published_with_its_lineage_and_pulled_again(registry: Regis
     found = registry.resolve(ref)
     assert [str(source.ref) for source in found.manifest.lineage] == ["alice/robot@1", "bob/cat@1"]
     assert (found.manifest.licence.name, found.manifest.licence.commercial_use) == ("mixed", False)
-    assert found.checks[-3:] == ("artifact", "lineage", "base")
+    assert found.checks[-4:] == ("artifact", "lineage", "base", "norms")
     pulled = registry.pull(ref)
-    assert read_fused(pulled, facts).words == ("<alice-robot>",)
+    assert read_fused(pulled, facts).words == ("<alice-robot>", "<bob-cat>")
     for name in ("fused.safetensors", "fused.json"):
         assert (pulled / name).read_bytes() == (fused / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "because"),
+    [
+        ({"word": "<dave-dog>"}, "calls alice/robot@1 <dave-dog>"),
+        ({"words": ("<dave-dog>", "<alice-robot-class>")}, "<alice-robot> <dave-dog> <alice-robot-class>, expected"),
+        ({"ref": "dave/dog@1", "word": "<dave-dog>"}, "knows dave/dog@1, of which it was not made"),
+        ({"scale": 1e3}, "times the layer's own"),
+    ],
+)
+def test_a_fusion_that_would_hijack_a_word_or_wreck_a_base_is_quarantined(
+    registry: Registry,
+    artifact: Callable[..., Path],
+    facts: BaseFacts,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    because: str,
+):
+    path = artifact("robot")
+    registry.publish(path, A, key=registry.new_owner("alice"), run_id="run-1")
+    registry.index(bases=[facts])
+    model = _fused([FusionSource(ref=A, edlora=read_artifact(path, facts))], facts, **changes)
+    ref = registry.publish(write_fused(model, tmp_path / "x"), TRIO, key=registry.new_owner("carol"), run_id="fuse-1")
+    assert registry.index(bases=[facts]).states == {"quarantined": 1}
+    with pytest.raises(NotAllowedError, match=because):
+        Registry.open(registry.url, home=tmp_path / "stranger").resolve(ref)
 
 
 def test_withdrawn_consent_removes_the_bytes_and_names_the_fusions(registry: Registry, fused: Path):
@@ -114,15 +153,7 @@ def test_a_fusion_is_refused_when_a_source_changes_its_mind_to_forbid_merging(
     path = artifact("robot")
     registry.publish(path, A, key=key, run_id="run-1", licence="cc-by-nd-4.0")
     registry.index(bases=[facts])
-    source = FusionSource(ref=A, edlora=read_artifact(path, facts))
-    model = FusedModel(
-        adapter=source.edlora.adapter(A),
-        sources=(SourceRecord.of(source),),
-        config=FusionConfig(),
-        base_name=facts.name,
-        base_fingerprint=dict(facts.fingerprint),
-        report={},
-    )
+    model = _fused([FusionSource(ref=A, edlora=read_artifact(path, facts))], facts)
     with pytest.raises(LicenceError, match="forbids merging"):
         registry.publish(write_fused(model, tmp_path / "nd"), TRIO, key=registry.new_owner("carol"), run_id="fuse-1")
 
