@@ -5,7 +5,7 @@ anywhere is simply run again. Two runs at once do some work twice and write ever
 """
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,11 @@ def evaluations(registry_url: str) -> list[str]:
 
     keys = (stored.key.split("/") for stored in open_store(registry_url).list("evaluations/"))
     return sorted({parts[1] for parts in keys if len(parts) == 3 and len(parts[1]) == 64})
+
+
+def forget_pictures(registry_url: str, concepts: Collection[str]) -> int:
+    """Remove from every evaluation what shows one of these concepts (owner/name@version); returns how many pictures."""
+    return sum(score_store(registry_url, digest).forget(concepts) for digest in evaluations(registry_url))
 
 
 def run_evaluation(

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +38,10 @@ class Objects(Protocol):
 
     def names(self, folder: str = "") -> Iterator[str]:
         """Names of all objects."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Remove an object; none there is not an error."""
         ...
 
 
@@ -139,6 +143,18 @@ class ScoreStore:
         for block in chosen:
             rows += read_block(self.objects.get(block + _SUFFIX), block + _SUFFIX)
         return rows
+
+    def forget(self, concepts: Collection[str]) -> int:
+        """Remove the blocks that show or were drawn by one of these concepts (owner/name@version); counts pictures."""
+        from registry.shards import read_table
+
+        count = 0
+        for block in sorted(self.done()):
+            table = read_table(self.objects.get(block + _SUFFIX))
+            if not set(concepts).isdisjoint(table["concept"].to_pylist() + table["model"].to_pylist()):
+                self.objects.delete(block + _SUFFIX)
+                count += table.num_rows
+        return count
 
 
 def _finite(value: float | None) -> float | None:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mos.concept import ConceptRef
-from mos.errors import MosError
+from mos.errors import MosError, NotFoundError
 from registry.errors import IntegrityError
 from registry.layout import snapshot_key
 from registry.reading import Catalogue, Shelf
@@ -32,6 +32,9 @@ def audit(shelf: Shelf, refs: Iterable[ConceptRef] = ()) -> tuple[int, list[Comp
 
     Returns:
         How many versions were read, and what was wrong.
+
+    Raises:
+        NotFoundError: If the catalogue knows none of those named.
     """
     catalogue = shelf.catalogue()
     wanted = list(refs)
@@ -51,7 +54,10 @@ def audit(shelf: Shelf, refs: Iterable[ConceptRef] = ()) -> tuple[int, list[Comp
 def _rows(catalogue: Catalogue, wanted: list[ConceptRef]) -> Iterator[Row]:
     if wanted:
         for ref in wanted:
-            yield from (row for row in catalogue.concept(ref) if ref.version in (None, row.version))
+            rows = [row for row in catalogue.concept(ref) if ref.version in (None, row.version)]
+            if not rows:
+                raise NotFoundError(f"{ref}: not in the catalogue of {catalogue.shelf.store.url}; see mos concept ls")
+            yield from rows
         return
     yield from catalogue.rows()
 

@@ -212,7 +212,10 @@ def unyank(ref: str, registry_url: str, as_json: bool) -> None:
 @registry_option
 @json_option
 def delete(ref: str, reason: str, yes: bool, registry_url: str, as_json: bool) -> None:
-    """Remove the bytes of a version, or of all versions of a concept, for good; a tombstone stays."""
+    """Remove the bytes of a version, or of all versions of a concept, for good; a tombstone stays.
+
+    What its run left goes with it, and the pictures of it in evaluations. Fused models that contain it are named.
+    """
     from registry.errors import ObjectMissingError
 
     if not yes:
@@ -222,7 +225,10 @@ def delete(ref: str, reason: str, yes: bool, registry_url: str, as_json: bool) -
         fusions = [str(row.ref) for row in _open(registry_url).affected(ConceptRef.parse(ref))]
     except ObjectMissingError:
         fusions = []
-    report_withdrawn(withdrawn, "delete", as_json, affected=fusions)
+    num_pictures = _forget_pictures(registry_url, withdrawn)
+    report_withdrawn(withdrawn, "delete", as_json, affected=fusions, num_pictures=num_pictures)
+    if num_pictures:
+        click.echo(f"mos: {num_pictures} pictures of it in evaluations removed", err=True)
     for fusion in fusions:
         click.echo(f"mos: {fusion} was fused from it", err=True)
 
@@ -379,6 +385,22 @@ def _withdraw(url: str, ref: str, action: "Action", reason: str) -> list[Concept
     if registry.may_index:
         registry.index()
     return withdrawn
+
+
+def _forget_pictures(url: str, refs: list[ConceptRef]) -> int:
+    """Remove what evaluations drew of versions, as far as this machine's credentials reach."""
+    from mos.errors import NotAllowedError
+    from registry.objects import open_store
+
+    if next(iter(open_store(url).list("evaluations/")), None) is None:  # so that cluster need not be imported
+        return 0
+    from cluster.evaluation import forget_pictures
+
+    try:
+        return forget_pictures(url, [str(ref) for ref in refs])
+    except NotAllowedError as error:
+        click.echo(f"mos: pictures of it in evaluations stay: {error}", err=True)
+        return 0
 
 
 def _licence(name: str, credit: tuple[str, ...], person: str | None, consent: Path | None) -> Any:

@@ -8,10 +8,13 @@ from typing import Any
 import click
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
+from cluster.evaluation import score_store
 from jobs.cli import cli
 from mos.artifact import write_artifact
 from mos.errors import MosError
+from mos.evaluation.results import PictureScore
 from tests.registry.world import make_edlora, tiny_facts, write_picture
 
 Mos = Callable[..., str]
@@ -64,6 +67,8 @@ def test_a_concept_goes_from_file_to_listing_and_back(mos: Mos, weights: Path, t
     out = mos("concept", "pull", "alice/robot", "--out", tmp_path / "copy.safetensors").strip()
     assert Path(out).read_bytes() == weights.read_bytes()
     assert mos("concept", "verify", "alice/robot") == "1 versions read, 0 complaints\n"
+    with pytest.raises(MosError, match="not in the catalogue"):
+        mos("concept", "verify", "alice/robbot")
     assert mos("registry", "verify") == "1 versions read, 0 complaints\n"
 
 
@@ -82,6 +87,25 @@ def test_yank_delete_and_affected_are_seen_at_once(mos: Mos, weights: Path):
     assert caught.value.exit_code == 4
 
 
+def test_with_a_concept_go_the_pictures_drawn_of_it_for_evaluations(mos: Mos, weights: Path, tmp_path: Path):
+    _founded(mos, "alice")
+    mos("concept", "publish", weights, "alice/robot")
+    stores = [score_store(str(tmp_path / "shelf"), digest * 64) for digest in "ab"]
+    drawn = [
+        ("alice/robot@1", "alice/robot@1"),
+        ("alice/robot@1", ""),
+        ("fused", "alice/robot@1"),
+        ("fused", "bob/cat@1"),
+    ]
+    for store in stores:
+        for number, (model, concept) in enumerate(drawn):
+            score = PictureScore(method="any", model=model, concept=concept, prompt="a house", seed=1, scores={})
+            store.write(f"block-{number}", [score, score], [Image.new("RGB", (8, 8))] * 2)
+    assert _json(mos("concept", "delete", "alice/robot", "--yes", "--json"))["num_pictures"] == 12
+    for store in stores:
+        assert [row.score.concept for row in store.read()] == ["bob/cat@1", "bob/cat@1"]
+
+
 def test_what_changes_something_says_so_in_json_too(mos: Mos, weights: Path, tmp_path: Path):
     _founded(mos, "alice")
     mos("concept", "publish", weights, "alice/robot")
@@ -90,7 +114,7 @@ def test_what_changes_something_says_so_in_json_too(mos: Mos, weights: Path, tmp
     assert _json(mos("concept", "unyank", "alice/robot@1", "--json")) == {"action": "unyank", "refs": changed}
     assert _json(mos("registry", "approve", "alice/robot@1", "--json")) == {"action": "approve", "refs": changed}
     deleted = _json(mos("concept", "delete", "alice/robot", "--yes", "--json"))
-    assert deleted == {"action": "delete", "refs": changed, "affected": []}
+    assert deleted == {"action": "delete", "refs": changed, "affected": [], "num_pictures": 0}
     cluster = _json(mos("owner", "new", "cluster", "--json"))["public_key"]
     grant = tmp_path / "grant.json"
     terms = ("--run-id", "run-1", "--spec-sha256", "0" * 64, "--publisher", cluster, "--out", grant)
@@ -131,6 +155,49 @@ def test_keys_rotate_and_old_versions_stay_listed(mos: Mos, weights: Path):
     assert mos("concept", "ls") == ""
     mos("owner", "suspend", "alice", "--lift")
     assert "listed" in mos("concept", "ls")
+
+
+def test_a_revoked_key_publishes_no_more(mos: Mos, weights: Path):
+    _founded(mos, "alice")
+    mos("concept", "publish", weights, "alice/robot")
+    (key,) = _json(mos("owner", "revoke", "alice", "--json"))["keys"]
+    assert key["status"] == "revoked"
+    with pytest.raises(MosError, match="not the one enrolled") as caught:
+        mos("concept", "publish", weights, "alice/robot", "--run-id", "r2")
+    assert caught.value.exit_code == 6
+    assert mos("concept", "verify", "alice/robot") == "1 versions read, 0 complaints\n"  # seen before it was revoked
+
+
+def test_what_forbids_merging_is_not_fused(mos: Mos, weights: Path, tmp_path: Path):
+    _founded(mos, "alice")
+    mos("concept", "publish", weights, "alice/robot", "--licence", "cc-by-nd-4.0")
+    with pytest.raises(MosError, match=r"alice/robot@1: its licence cc-by-nd-4\.0 forbids merging") as caught:
+        mos("fuse", "--from-registry", "alice/robot", "--out", tmp_path / "fused")
+    assert caught.value.exit_code == 6
+    assert not (tmp_path / "fused").exists()
+
+
+def test_a_picture_and_a_prompt_find_what_looks_like_them(mos: Mos, tmp_path: Path):
+    """With the small world's own scorer, which knows colours."""
+    _founded(mos, "alice")
+    for name, colour in {"rose": (220, 30, 30), "sky": (40, 80, 220)}.items():
+        path = tmp_path / f"{name}.safetensors"
+        write_artifact(make_edlora(tiny_facts(), name=name), path)
+        preview = write_picture(tmp_path / f"{name}.png", colour)
+        mos("concept", "publish", path, f"alice/{name}", "--preview", preview)
+    with pytest.raises(MosError, match="mos registry index --embed"):
+        mos("concept", "search", "--like", tmp_path / "sky.png")
+    mos("registry", "index", "--embed")
+    for name in ("rose", "sky"):
+        found = _json(mos("concept", "search", "--like", tmp_path / f"{name}.png", "--json"))
+        assert found[0]["concept"] == name
+        assert found[0]["similarity"] > 0.99 > found[1]["similarity"]
+    words = {"rose": "a red house", "sky": "a blue house"}
+    closeness = {
+        name: {row["concept"]: row["similarity"] for row in _json(mos("concept", "search", "--prompt", text, "--json"))}
+        for name, text in words.items()
+    }
+    assert closeness["rose"]["rose"] - closeness["rose"]["sky"] > closeness["sky"]["rose"] - closeness["sky"]["sky"]
 
 
 def test_registry_administration(mos: Mos, weights: Path):
