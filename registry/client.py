@@ -279,7 +279,7 @@ class Registry:
         manifest = found.manifest
         if manifest.kind == "concept":
             return self._pull_file(manifest, manifest.weights, ".safetensors")
-        folder = self.home.root / "cache" / "fused" / found.manifest_sha256
+        folder = self.home.fused_path(found.manifest_sha256)
         names = {"weights": FUSED_WEIGHTS, "report": FUSED_REPORT}
         for entry in manifest.files:
             path = folder / names.get(entry.role, "")

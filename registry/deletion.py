@@ -1,6 +1,7 @@
 """After publication: yank and unyank, approve, delete for good, and which fusions a deletion touches."""
 
 import contextlib
+import shutil
 from collections.abc import Callable
 
 from mos.concept import ConceptRef
@@ -9,6 +10,7 @@ from registry.documents import sha256_hex
 from registry.errors import ObjectExistsError, ObjectMissingError
 from registry.event import Action, Event, SignedEvent
 from registry.fields import format_time
+from registry.home import Home
 from registry.keys import SigningKey
 from registry.layout import (
     Stored,
@@ -72,13 +74,20 @@ def remove_files(shelf: Shelf, signed: SignedManifest) -> None:
     """
     for entry in signed.manifest.files:
         shelf.store.delete(blob_key(signed.manifest.ref.owner, entry.sha256))
-        for suffix in (".safetensors", ".picture", ""):
-            shelf.home.drop(entry.sha256, suffix)
+    drop_cached(shelf.home, signed.manifest, signed.sha256)
     with contextlib.suppress(NotAllowedError):
         left = list(shelf.store.list(run_prefix(signed.manifest.run_id)))
         if is_where_made(shelf.store, left, signed.manifest):
             for stored in left:
                 shelf.store.delete(stored.key)
+
+
+def drop_cached(home: Home, manifest: Manifest, manifest_sha256: str) -> None:
+    """Remove the files of a version from a home's cache."""
+    for entry in manifest.files:
+        for suffix in (".safetensors", ".picture", ""):
+            home.drop(entry.sha256, suffix)
+    shutil.rmtree(home.fused_path(manifest_sha256), ignore_errors=True)
 
 
 def is_where_made(store: ObjectStore, objects: list[Stored], manifest: Manifest) -> bool:

@@ -89,6 +89,10 @@ class Home:
         """Remove a file from the cache."""
         self.cache_path(sha256, suffix).unlink(missing_ok=True)
 
+    def fused_path(self, manifest_sha256: str) -> Path:
+        """Where the files of a fused model lie together: named by its manifest."""
+        return self.root / "cache" / "fused" / check_sha256(manifest_sha256)
+
     def cache_path(self, sha256: str, suffix: str = "") -> Path:
         """Where a file is cached: named by its content alone."""
         return self.root / "cache" / "sha256" / check_sha256(sha256)[:2] / f"{sha256}{suffix}"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from mos.concept import ConceptRef
 from mos.errors import NotFoundError
+from registry.deletion import drop_cached
 from registry.errors import IntegrityError, NotListedError, ObjectMissingError
 from registry.manifest import Manifest, SignedManifest
 from registry.reading import Catalogue, Shelf
@@ -47,7 +48,7 @@ def resolve(shelf: Shelf, ref: ConceptRef, *, allow_unlisted: bool, now: str) ->
     signed = shelf.manifest(ref)
     found = _state(shelf, signed, row, now)
     if found.state is State.DELETED:
-        shelf.home.drop(found.weights_sha256, ".safetensors")
+        drop_cached(shelf.home, found.manifest, found.manifest_sha256)
         raise NotFoundError(f"{ref}: deleted{_because(found.reason)}")
     if found.state is State.TAMPERED:
         raise IntegrityError(f"{ref}: tampered with: {found.reason}; use another version")

@@ -15,9 +15,10 @@ from mos.facts import BaseFacts
 from mos.fusion.config import FusionConfig
 from mos.fusion.model import FusedModel, SourceRecord, read_fused, write_fused
 from mos.fusion.source import FusionSource, vocabulary_of
-from registry.client import Registry
+from registry.client import Details, Registry
 from registry.errors import LicenceError
 from registry.licence import Licence, Person, check_fusable, combined
+from tests.registry.world import write_picture
 
 A, B = ConceptRef("alice", "robot", 1), ConceptRef("bob", "cat", 1)
 
@@ -137,6 +138,23 @@ def test_withdrawn_consent_removes_the_bytes_and_names_the_fusions(registry: Reg
     with pytest.raises(NotFoundError, match="consent withdrawn"):
         registry.resolve(A)
     assert [str(row.ref) for row in registry.affected(A)] == ["carol/trio@1"]
+
+
+def test_a_client_that_asks_again_forgets_a_deleted_fusion_and_its_preview(
+    registry: Registry, fused: Path, tmp_path: Path
+):
+    carol = registry.new_owner("carol")
+    details = Details(previews=[write_picture(tmp_path / "trio.png", (9, 9, 9))])
+    ref = registry.publish(fused, TRIO, key=carol, run_id="fuse-1", details=details)
+    registry.index()
+    stranger = Registry.open(registry.url, home=tmp_path / "stranger")
+    found = stranger.resolve(ref)
+    files = [*stranger.pull(found).iterdir(), *stranger.previews(found)]
+    assert len(files) == 3
+    registry.withdraw(ref, "delete", carol, "consent withdrawn")
+    with pytest.raises(NotFoundError, match="consent withdrawn"):
+        stranger.resolve(ref)
+    assert [path for path in files if path.exists()] == []
 
 
 def test_a_fusion_of_something_no_longer_there_is_not_published(registry: Registry, fused: Path):
