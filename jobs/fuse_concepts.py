@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.concept_output import lock_entry
 from jobs.opening import open_base
 from jobs.specs import FusionSpec
 from mos.concept import ConceptRef
@@ -84,14 +85,7 @@ def resolve_all(registry: "Registry", spec: FusionSpec) -> list["Resolved"]:
 
 def lock_entries(found: Sequence["Resolved"]) -> list[dict[str, Any]]:
     """What the lockfile says of each concept."""
-    return [
-        {
-            "ref": str(item.ref),
-            "manifest_sha256": item.manifest_sha256,
-            "weights_sha256": item.manifest.weights.sha256,
-        }
-        for item in found
-    ]
+    return [lock_entry(item) for item in found]
 
 
 def describe_fusion(spec: FusionSpec, run_id: str, found: Sequence["Resolved"]) -> dict[str, Any]:

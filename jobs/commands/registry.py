@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.commands.concept import load_scorer, print_rows, report, report_withdrawn
+from jobs.commands.concept import load_scorer
+from jobs.concept_output import print_rows, report, report_withdrawn
 from jobs.options import json_option, print_json, registry_option
 from mos.concept import ConceptRef
 

@@ -15,6 +15,7 @@ from jobs.cli import cli
 from mos.artifact import write_artifact
 from mos.errors import MosError
 from mos.evaluation.results import PictureScore
+from registry.documents import sha256_hex
 from tests.registry.world import make_edlora, tiny_facts, write_picture
 
 Mos = Callable[..., str]
@@ -64,6 +65,10 @@ def test_a_concept_goes_from_file_to_listing_and_back(mos: Mos, weights: Path, t
     assert (row["ref"], row["licence"], row["num_persons"]) == ("alice/robot@1", "cc-by-4.0", 0)
     shown = _json(mos("concept", "show", "alice/robot", "--json"))
     assert (shown["state"], shown["class_word"], shown["tags"]) == ("listed", "robot", ["tin"])
+    entry = _json(mos("concept", "resolve", "alice/robot", "--json"))
+    digests = [shown["manifest_sha256"], sha256_hex(weights.read_bytes())]
+    assert [entry["ref"], entry["manifest_sha256"], entry["weights_sha256"]] == ["alice/robot@1", *digests]
+    assert mos("concept", "resolve", "alice/robot").split() == ["alice/robot@1", *digests]
     out = mos("concept", "pull", "alice/robot", "--out", tmp_path / "copy.safetensors").strip()
     assert Path(out).read_bytes() == weights.read_bytes()
     assert mos("concept", "verify", "alice/robot") == "1 versions read, 0 complaints\n"
