@@ -18,7 +18,8 @@ from mos.fusion.source import FusionSource, vocabulary_of
 from registry.client import Details, Registry
 from registry.errors import LicenceError
 from registry.licence import Licence, Person, check_fusable, combined
-from tests.registry.world import write_picture
+from registry.manifest import Source
+from tests.registry.world import make_package, write_picture
 
 A, B = ConceptRef("alice", "robot", 1), ConceptRef("bob", "cat", 1)
 
@@ -138,6 +139,18 @@ def test_withdrawn_consent_removes_the_bytes_and_names_the_fusions(registry: Reg
     with pytest.raises(NotFoundError, match="consent withdrawn"):
         registry.resolve(A)
     assert [str(row.ref) for row in registry.affected(A)] == ["carol/trio@1"]
+
+
+def test_a_fusion_of_a_fusion_is_affected_too(registry: Registry, fused: Path, facts: BaseFacts):
+    carol = registry.new_owner("carol")
+    trio = registry.publish(fused, TRIO, key=carol, run_id="fuse-1")
+    files = {"weights": b"of four", "report": b"{}"}
+    package = make_package("quartet", kind="fusion", files=files, words=(), class_word="", concept_kind="", rank=0)
+    source = Source(ref=trio, manifest_sha256="0" * 64, weights_sha256="0" * 64)
+    quartet = ConceptRef("carol", "quartet")
+    registry.publish_package(package, quartet, carol, "fuse-2", Licence.named("cc0-1.0"), Details(), lineage=[source])
+    registry.index(bases=[facts])
+    assert [str(row.ref) for row in registry.affected(B)] == ["carol/quartet@1", "carol/trio@1"]
 
 
 def test_a_client_that_asks_again_forgets_a_deleted_fusion_and_its_preview(

@@ -176,6 +176,17 @@ def test_quotas_count_the_oldest_first_and_deleting_makes_room(registry: Registr
     assert index(registry, "rebuild", clock) == rows
 
 
+def test_a_quota_of_bytes_lets_in_what_still_fits(registry: Registry, publish: Publish, clock: Clock):
+    registry.new_owner("alice")
+    registry.administrator.set_standing("alice", max_bytes=100)
+    for run, size_bytes in enumerate((60, 60, 40)):
+        publish(run_id=f"run-{run}", package=make_package(content=b"%d" % run * size_bytes))
+        index(registry, clock=clock)
+    rows = index(registry, "rebuild", clock)
+    assert states(rows) == {"alice/robot@1": "listed", "alice/robot@2": "quarantined", "alice/robot@3": "listed"}
+    assert "100 bytes" in rows[ROBOT.at(2)].reason
+
+
 def test_a_suspended_owner_is_not_listed_until_it_is_lifted(registry: Registry, publish: Publish, clock: Clock):
     publish()
     index(registry, clock=clock)

@@ -3,11 +3,13 @@
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
 from mos.errors import NotAllowedError, TryAgainError
-from registry.errors import StoreBusyError
+from registry.client import Registry
+from registry.errors import StoreBusyError, UnsafeBackendError
 from registry.objects.s3 import S3Store
 from registry.writing import create_or_same
 
@@ -22,10 +24,11 @@ class Server(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.faults: list[str] = []
         self.requests = 0
+        self.heeds_conditions = True
 
 
 class Handler(BaseHTTPRequestHandler):
-    """PUT with If-None-Match and GET, each perhaps with a fault."""
+    """PUT with If-None-Match and GET, each perhaps with a fault; HEAD and DELETE without."""
 
     protocol_version = "HTTP/1.1"
     server: Server
@@ -35,7 +38,8 @@ class Handler(BaseHTTPRequestHandler):
         fault = self._fault()
         if self._refused(fault):
             return
-        if self.headers.get("If-None-Match") == "*" and self.path in self.server.objects:
+        is_conditional = self.server.heeds_conditions and self.headers.get("If-None-Match") == "*"
+        if is_conditional and self.path in self.server.objects:
             self._answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
             return
         self.server.objects[self.path] = body
@@ -56,6 +60,13 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         else:
             self._answer(200, body)
+
+    def do_HEAD(self) -> None:
+        self._answer(200 if self.path in self.server.objects else 404, b"")
+
+    def do_DELETE(self) -> None:
+        self.server.objects.pop(self.path, None)
+        self._answer(204, b"")
 
     def log_message(self, format: str, *args: object) -> None:
         """Quiet."""
@@ -103,6 +114,7 @@ def store(running: Server) -> Iterator[S3Store]:
 def fresh(running: Server) -> None:
     running.objects.clear()
     running.faults.clear()
+    running.heeds_conditions = True
 
 
 def test_a_503_is_tried_again_and_many_are_said_to_be_passing(running: Server, store: S3Store):
@@ -138,3 +150,10 @@ def test_a_403_is_not_repeated_and_says_whose_fault_it_is(running: Server, store
     with pytest.raises(NotAllowedError, match="credentials"):
         store.put("a", b"one")
     assert running.requests - before == 1
+
+
+def test_no_registry_is_founded_on_a_server_that_ignores_conditions(running: Server, store: S3Store, tmp_path: Path):
+    running.heeds_conditions = False
+    with pytest.raises(UnsafeBackendError, match="ignores conditional writes"):
+        Registry.over(store, create=True, home=tmp_path / "home")
+    assert running.objects == {}
