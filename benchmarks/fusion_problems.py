@@ -131,7 +131,11 @@ class Case:
 
 
 def case_of(shape: Shape, concepts: int = 3, *, rows: int | None = None, seed: int = 0) -> Case:
-    """Draw a case; `rows` replaces the shape's rows a concept."""
+    """Draw a case; `rows` replaces the shape's rows a concept.
+
+    The fitted rows and the first linear depend on widths, rows and seed alone: shapes that differ in the number of
+    their linears share them, and with them what the reference finds.
+    """
     inputs = inputs_of(shape, seed)
     count = rows or shape.rows
     if inputs.is_token:
@@ -145,10 +149,14 @@ def case_of(shape: Shape, concepts: int = 3, *, rows: int | None = None, seed: i
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=inputs.generator)
 
+    factors = [
+        [(normal(shape.out, RANK), normal(RANK, shape.width) / shape.width) for _ in range(concepts)]
+        for _ in range(shape.linears)
+    ]
     return Case(
         shape=shape,
-        ups=[[normal(shape.out, RANK) for _ in range(concepts)] for _ in range(shape.linears)],
-        downs=[[normal(RANK, shape.width) / shape.width for _ in range(concepts)] for _ in range(shape.linears)],
+        ups=[[up for up, _ in linear] for linear in factors],
+        downs=[[down for _, down in linear] for linear in factors],
         fitted=fitted,
         held_out=held_out,
         generic=inputs.rows(96),
