@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from mos.errors import BadInputError, MosError
+from mos.errors import BadInputError, MosError, TryAgainError
 
 EXAMPLES = """
 \b
@@ -76,12 +76,12 @@ def cli() -> None:
     """Train concepts apart, share them in a registry, fuse them, and draw them together."""
 
 
-def describe_os_error(error: OSError) -> str:
-    """One line for what the operating system refused: the file where it is known, the cause, the remedy."""
+def as_mos_error(error: OSError) -> MosError:
+    """What the operating system refused in one line: the file where it is known, the cause, the remedy."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; nothing half-written was kept; free some space and run it again"
+        return TryAgainError("the disk is full; nothing half-written was kept; free some space and run it again")
     cause = error.strerror or str(error)
-    return f"{error.filename}: {cause}" if error.filename else cause
+    return BadInputError(f"{error.filename}: {cause}" if error.filename else cause)
 
 
 def main() -> NoReturn:
@@ -109,8 +109,9 @@ def main() -> NoReturn:
         click.echo("mos: interrupted", err=True)
         sys.exit(130)
     except OSError as error:
-        click.echo(f"mos: {describe_os_error(error)}", err=True)
-        sys.exit(BadInputError.exit_code)
+        refused = as_mos_error(error)
+        click.echo(f"mos: {refused}", err=True)
+        sys.exit(refused.exit_code)
     sys.exit(0)
 
 

@@ -76,7 +76,7 @@ def test_a_full_disk_is_said_with_its_remedy(
     monkeypatch.setattr(cli.cli, "main", fail)
     with pytest.raises(SystemExit) as stopped:
         cli.main()
-    assert stopped.value.code == 3
+    assert stopped.value.code == 8  # as where it is a registry's disk
     assert "the disk is full" in capsys.readouterr().err
 
 

@@ -104,6 +104,8 @@ def test_bad_input_is_one_line_that_says_what_and_where(base_path: Path, photos:
     assert "no pictures" in error_of(submit(*with_base, "--pictures", tmp_path / "empty"), BadInputError)
     missing = submit(*given, "--pictures", photos, "--base", tmp_path / "no-base")
     assert "no-base" in error_of(missing, NotFoundError)
+    unknown = submit(*with_base, "--class", "zebra", "--pictures", photos)
+    assert "class word 'zebra': expected one lower-case word" in error_of(unknown, BadInputError)
     (photos / "broken.png").write_bytes(b"no picture")
     assert "broken.png" in error_of(submit(*with_base, "--pictures", photos), BadInputError)
 
