@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +23,14 @@ def command() -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 @base_option
 @click.option("--resolution", type=click.IntRange(32, 2048), help="Side in pixels. Default: the base's.")
-@click.option("--sheet", type=click.Path(path_type=Path, dir_okay=False), help="Write a contact sheet (PNG) here.")
+@click.option(
+    "--sheet",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The contact sheet, a PNG. Default: beside the folder, named after it; none with --json.",
+)
 @json_option
 def check(directory: Path, base: str | None, resolution: int | None, sheet: Path | None, as_json: bool) -> None:
-    """Say what a folder holds, what training will use of it, and why not the rest.
+    """Say what a folder holds, what training will use of it, and why not the rest; draw a contact sheet of it.
 
     \b
     Examples:
@@ -36,6 +41,8 @@ def check(directory: Path, base: str | None, resolution: int | None, sheet: Path
     from mos.training.pictures import DataError
 
     report = scan_folder(directory, resolution=resolution or _resolution(base))
+    if sheet is None and not as_json:
+        sheet = _sheet_beside(directory)
     if sheet is not None:
         from mos.training.sheet import contact_sheet
 
@@ -49,6 +56,12 @@ def check(directory: Path, base: str | None, resolution: int | None, sheet: Path
             f"{directory}: {len(report.refused)} of {len(report.items)} pictures cannot be used; "
             "mend or remove them and check again"
         )
+
+
+def _sheet_beside(directory: Path) -> Path | None:
+    """Where the contact sheet goes unasked, never among the pictures; None where nothing may be written."""
+    folder = directory.resolve()
+    return folder.with_name(f"{folder.name}-sheet.png") if os.access(folder.parent, os.W_OK) else None
 
 
 def _resolution(base: str | None) -> int:

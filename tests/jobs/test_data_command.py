@@ -37,10 +37,24 @@ def test_a_refused_picture_is_named_and_ends_with_bad_input(tmp_path: Path) -> N
     assert "1 of 2 pictures cannot be used" in str(result.exception)
 
 
+def test_the_sheet_lies_beside_the_folder_unless_a_place_is_named(tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    quarters().save(photos / "a.png")
+    assert f"contact sheet: {tmp_path / 'photos-sheet.png'}" in run(photos).output
+    assert [path.name for path in photos.iterdir()] == ["a.png"]
+    with Image.open(tmp_path / "photos-sheet.png") as image:
+        assert image.format == "PNG"
+
+
 def test_json_says_the_same(tmp_path: Path) -> None:
-    quarters().save(tmp_path / "a.png")
-    (tmp_path / "a.txt").write_text("a photo of <TOK>")
-    data = json.loads(run(tmp_path, "--json").output)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    quarters().save(photos / "a.png")
+    (photos / "a.txt").write_text("a photo of <TOK>")
+    data = json.loads(run(photos, "--json").output)
+    assert data["sheet"] is None
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
     assert data["pictures"][0]["caption"] == "a photo of <TOK>"
     assert data["pictures"][0]["used"] is True
 

@@ -5,8 +5,12 @@ import tracemalloc
 
 import pytest
 
+from benchmarks.fusion_cost import peak_mb, reset_peak
 from mos.artifact import ArtifactError, artifact_bytes, read_artifact, read_artifact_header
 from tests.mos.malformed import FAMILIES, Sample
+
+MOST_MB = 16
+"""Taken by reading them one after another; what they claim to hold goes up to exabytes."""
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +22,9 @@ def sample(tiny_base):
 def test_every_malformed_file_is_refused_with_its_cause(tmp_path, tiny_base, sample, family):
     path = tmp_path / "concept.safetensors"
     wrong = []
-    for name, content, cause in family(sample):
+    cases = list(family(sample))
+    held = reset_peak()
+    for name, content, cause in cases:
         path.write_bytes(content)
         try:
             read_artifact(path, tiny_base.facts)
@@ -29,6 +35,7 @@ def test_every_malformed_file_is_refused_with_its_cause(tmp_path, tiny_base, sam
         else:
             wrong.append(f"{name}: accepted")
     assert not wrong
+    assert held is None or peak_mb() - held < MOST_MB
 
 
 def test_there_are_at_least_three_hundred_different_malformed_files(sample):

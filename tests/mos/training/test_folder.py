@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.fusion_cost import peak_mb, reset_peak
 from mos.training import DataError, load_concept_data
 from mos.training.folder import scan_folder
 from mos.training.sheet import contact_sheet
 from tests.mos.training.hostile import all_cases, quarters
+
+MOST_MB = 100
+"""Three copies of the largest good picture take 35; the bombs among them would take gigabytes."""
 
 COLOURS = {"red": (220, 30, 30), "white": (255, 255, 255), "grey": (128, 128, 128)}
 
@@ -25,7 +29,9 @@ def test_sixty_odd_or_hostile_files_each_work_or_are_refused_by_name_and_cause(t
     assert len(cases) >= 60
     for name, write, _ in cases:
         write(tmp_path / name)
+    held = reset_peak()
     report = scan_folder(tmp_path, resolution=64)
+    assert held is None or peak_mb() - held < MOST_MB
     found = {item.name: item for item in report.items}
     wrong = []
     for name, _, expected in cases:
