@@ -130,20 +130,33 @@ def load_sources(
 
     Another base's concepts and those with too large norms are refused here, unless the config says how the fusion
     is to take them; it then checks them itself.
-    """
-    from mos.artifact import read_artifact
-    from mos.fusion import FusionSource
 
-    is_lenient = config is not None and (config.allow_base_mismatch or config.clip_norm is not None)
-    facts = None if is_lenient else base.facts
-    return [
-        FusionSource(
-            ref=item.ref,
-            edlora=read_artifact(registry.pull(item), facts),
-            sha256=item.manifest.weights.sha256,
-        )
-        for item in found
-    ]
+    Raises:
+        BaseMismatchError: If one was trained on another base; names it.
+        BadInputError: If one is a fusion, or its file does not fit the base.
+    """
+    from mos.fusion import FusionConfig
+
+    config = FusionConfig() if config is None else config
+    return [_load_source(registry, item, base, config) for item in found]
+
+
+def _load_source(registry: "Registry", item: "Resolved", base: "BaseModel", config: "FusionConfig") -> "FusionSource":
+    from mos.artifact import ArtifactError, read_artifact, read_artifact_header
+    from mos.fusion import FusionSource
+    from mos.fusion.source import check_base
+
+    if item.manifest.kind != "concept":
+        parts = ", ".join(str(source.ref) for source in item.manifest.lineage)
+        raise BadInputError(f"{item.ref}: is a fusion and cannot be fused again; fuse what it was made of: {parts}")
+    path = registry.pull(item)
+    is_lenient = config.allow_base_mismatch or config.clip_norm is not None
+    try:
+        check_base(str(item.ref), read_artifact_header(path).card, base.facts, config)
+        edlora = read_artifact(path, None if is_lenient else base.facts)
+    except ArtifactError as error:
+        raise ArtifactError(f"{item.ref}: {error}") from error
+    return FusionSource(ref=item.ref, edlora=edlora, sha256=item.manifest.weights.sha256)
 
 
 def fusion_config(spec: FusionSpec) -> "FusionConfig":
@@ -195,17 +208,36 @@ def write_outcome(model: "FusedModel", out: Path, entries: Sequence[dict[str, An
     (out / LOCKFILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
-def write_time(out: Path, spent: FusionTime) -> None:
-    """Note how long a fusion took, in a file of its own: equal inputs give equal models, not equal times."""
-    (out / TIMEFILE).write_text(json.dumps(asdict(spent)) + "\n")
+def write_time(out: Path, spent: FusionTime, cache: Path | None = None) -> None:
+    """Note how long a fusion took and where its recordings are kept.
+
+    In a file of its own: equal inputs give equal models, not equal times.
+    """
+    kept = {} if cache is None else {"cache": str(cache.absolute())}
+    (out / TIMEFILE).write_text(json.dumps(asdict(spent) | kept) + "\n")
 
 
 def read_time(out: Path) -> FusionTime | None:
     """How long the fusion in a folder took, or None where nobody noted it."""
+    noted = _noted(out)
     try:
-        return FusionTime(**{name: float(value) for name, value in json.loads((out / TIMEFILE).read_text()).items()})
-    except (OSError, ValueError, TypeError, AttributeError):
+        return FusionTime(**{name: float(value) for name, value in noted.items() if name != "cache"})
+    except (ValueError, TypeError):
         return None
+
+
+def read_cache(out: Path) -> Path | None:
+    """Where the recordings of the fusion in a folder are kept, or None where nobody kept them or they are gone."""
+    kept = Path(str(_noted(out).get("cache", "")))
+    return kept if kept.is_absolute() and kept.is_dir() else None
+
+
+def _noted(out: Path) -> dict[str, Any]:
+    try:
+        noted = json.loads((out / TIMEFILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
 
 
 def publish_fusion(registry: "Registry", out: Path, publish: str, run_id: str, *, allow_unlisted: bool) -> ConceptRef:
@@ -262,7 +294,7 @@ def run_fusion(
     spent = FusionTime(seconds=seconds, spared_seconds=sum(stage["spared_seconds"] for stage in model.times.values()))
     say(f"fused in {spent}")
     write_outcome(model, out, entries)
-    write_time(out, spent)
+    write_time(out, spent, cache)
     if merge is not None:
         write_merged(model.adapter, base, merge, layered_words=False)
         say(f"wrote the pipeline {merge}; its words have one embedding, the mean over the layers")

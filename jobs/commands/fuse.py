@@ -29,6 +29,13 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--option", "options", multiple=True, metavar="NAME=VALUE", help="One option, such as solver=exact."
 )
+@click.option(
+    "--scale",
+    "scales",
+    multiple=True,
+    metavar="OWNER/NAME=FACTOR",
+    help="Fuse a concept at another strength; FACTOR,FACTOR for text encoder and U-Net apart.",
+)
 @click.option("--extend", type=click.Path(path_type=Path), help="Start from the concepts and options of a fused model.")
 @click.option("--add", multiple=True, metavar="OWNER/NAME", help="With --extend: a concept to fuse as well.")
 @click.option("--remove", multiple=True, metavar="OWNER/NAME", help="With --extend: a concept to leave out.")
@@ -53,6 +60,7 @@ def command(
     allow_unlisted: bool,
     workers: int,
     options: tuple[str, ...],
+    scales: tuple[str, ...],
     extend: Path | None,
     add: tuple[str, ...],
     remove: tuple[str, ...],
@@ -70,13 +78,19 @@ def command(
     \b
       mos fuse --from-registry alice/robot bob/cat carol/house --out fused/
       mos fuse --extend fused/ --add dave/mug --remove bob/cat --out other/
+      mos fuse alice/robot bob/cat --scale bob/cat=0.8 --out fused/
     """
-    from jobs.fuse_concepts import run_fusion
+    from jobs.fuse_concepts import read_cache, run_fusion
     from jobs.submission import fusion_spec
     from registry import Registry
 
     del is_from_registry
     concepts, options = _extended(extend, concepts, add, remove, options)
+    options = _with_scales(options, scales)
+    if extend is not None and cache is None:
+        cache = read_cache(extend)
+        kept = f"taking from {cache} what was recorded for {extend}" if cache else "everything is recorded anew"
+        click.echo(f"{kept}; --cache DIR names where recordings are kept", err=True)
     options += () if clip_norm is None else (f"clip_norm={clip_norm}",)
     if allow_base_mismatch:
         options += ("allow_base_mismatch=true",)
@@ -141,14 +155,39 @@ def _extended(
     from mos.fusion import FusionConfig, extended_refs, read_fused_record
 
     record = read_fused_record(extend)
+    refs = extended_refs(record, add, remove)
+    names = {text.partition("@")[0] for text in refs}
     kept = FusionConfig.from_json(record["config"]).to_json()
+    kept["scales"] = {name: value for name, value in kept["scales"].items() if name in names}
     differing = {name: value for name, value in kept.items() if value != FusionConfig().to_json()[name]}
     texts = tuple(f"{name}={_toml(value)}" for name, value in differing.items() if value is not None)
-    return extended_refs(record, add, remove), texts + options
+    return refs, texts + options
+
+
+def _with_scales(options: tuple[str, ...], scales: tuple[str, ...]) -> tuple[str, ...]:
+    """The options with `--scale` words on top of the scales among them."""
+    from jobs.submission import parse_options
+    from mos.concept import ConceptRef
+
+    if not scales:
+        return options
+    found = dict(parse_options(options).get("scales", {}))
+    for text in scales:
+        name, _, factors = text.partition("=")
+        ref = ConceptRef.parse(name)
+        try:
+            first, *others = map(float, factors.split(","))
+            (unet,) = others or (first,)
+        except ValueError:
+            raise UsageError(f"--scale {text}: expected OWNER/NAME=FACTOR, such as alice/robot=0.8") from None
+        found[f"{ref.owner}/{ref.name}"] = (
+            {"text_encoder": first, "text_encoder_2": first, "unet": unet} if others else first
+        )
+    return (*options, f"scales={_toml(found)}")
 
 
 def _toml(value: object) -> str:
     """A JSON value as TOML writes it; tables inline."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {_toml(item)}" for name, item in value.items()) + "}"
+        return "{" + ", ".join(f"{json.dumps(name)} = {_toml(item)}" for name, item in value.items()) + "}"
     return json.dumps(value)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, get_args
 
@@ -13,6 +14,9 @@ SolverName = Literal["lbfgs", "lbfgs-preconditioned", "exact"]
 StrategyName = Literal["gradient", "average", "sum", "svd-average", "ties", "dare"]
 SOLVERS: tuple[str, ...] = get_args(SolverName)
 STRATEGIES: tuple[str, ...] = get_args(StrategyName)
+
+COMPONENTS = ("text_encoder", "text_encoder_2", "unet")
+LARGEST_SCALE = 10.0
 
 PAPER_STEPS = {"text-encoder": 500, "cross-attention": 500, "spatial": 50}
 """LBFGS steps of Mix-of-Show (arXiv:2305.18292, appendix)."""
@@ -129,6 +133,7 @@ class FusionConfig:
         sampling_steps: Steps of each of those pictures.
         measure: Whether held-out error and drift are measured, which costs about one more recording.
         threads: CPU threads of recording and solving; bits depend on their number, so it is fixed.
+        scales: Factor on a concept's updates, by `owner/name`: a number, or one by component ("text_encoder", "unet").
         norm_limit: Largest Frobenius norm of a concept's updates in a component, in norms of the base's layers.
         outlier_limit: Largest such norm in medians of the other concepts'.
         clip_norm: Scale concepts above either limit down to this part of the base's norm instead of refusing them.
@@ -153,6 +158,7 @@ class FusionConfig:
     sampling_steps: int = 20
     measure: bool = True
     threads: int = 1
+    scales: Mapping[str, float | Mapping[str, float]] = field(default_factory=dict)
     norm_limit: float = 4.0
     outlier_limit: float = 20.0
     clip_norm: float | None = None
@@ -165,6 +171,11 @@ class FusionConfig:
         problems = [text for holds, text in self._checks() if not holds]
         if problems:
             raise BadInputError("fusion options: " + "; ".join(problems))
+
+    def scale(self, concept: str, component: str) -> float:
+        """The factor on the updates of a concept, `owner/name`, in a component; 1 where none was asked for."""
+        wanted = self.scales.get(concept, 1.0)
+        return float(wanted.get(component, 1.0) if isinstance(wanted, Mapping) else wanted)
 
     def rule(self, stage: StageName) -> StageRule:
         """The rule of a stage."""
@@ -215,11 +226,24 @@ class FusionConfig:
             (bool(self.latent_seeds) and bool(self.held_out_seeds), "latent seeds: expected at least one"),
             (1 <= self.sampling_steps <= 1000, f"sampling_steps {self.sampling_steps}, expected 1 to 1000"),
             (1 <= self.threads <= 256, f"threads {self.threads}, expected 1 to 256"),
+            (
+                all(_is_scale(wanted) for wanted in self.scales.values()),
+                f"scales {dict(self.scales)}: expected numbers from 0 to {LARGEST_SCALE:g}, or such by "
+                f"{', '.join(COMPONENTS)}",
+            ),
             (self.norm_limit > 0 and self.outlier_limit > 1, "norm limits: expected above 0 and above 1"),
             (self.clip_norm is None or self.clip_norm > 0, f"clip_norm {self.clip_norm}, expected above 0"),
             (self.merge_rank >= 1, f"merge_rank {self.merge_rank}, expected at least 1"),
             (0 < self.density <= 1, f"density {self.density}, expected above 0 and at most 1"),
         )
+
+
+def _is_scale(wanted: object) -> bool:
+    if isinstance(wanted, Mapping):
+        return set(wanted) <= set(COMPONENTS) and not any(
+            isinstance(value, Mapping) or not _is_scale(value) for value in wanted.values()
+        )
+    return isinstance(wanted, int | float) and math.isfinite(wanted) and 0 <= wanted <= LARGEST_SCALE
 
 
 def paper_config(**changes: Any) -> FusionConfig:

@@ -56,6 +56,11 @@ def fuse(
     config = FusionConfig() if config is None else config
     report = progress or (lambda _line: None)
     ready, clippings = prepare_sources(base, sources, config)
+    for item in clippings:
+        report(
+            f"{item.concept}: its {item.component} updates, {item.norm:.3g} times as large as the base's layers, "
+            f"are scaled by {item.factor:.3g}"
+        )
     vocabulary = vocabulary_of(ready)
     stages: dict[str, Any] = {}
     times: dict[str, dict[str, float]] = {}

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from mos.artifact import EDLoRA
+from mos.artifact import ArtifactCard, EDLoRA
 from mos.base_model import BaseModel
 from mos.concept import ConceptRef
 from mos.edlora.adapter import ConceptWords
@@ -101,7 +101,7 @@ def prepare_sources(
         The concepts by name (so that their order on the command line does not matter) and what was clipped.
 
     Raises:
-        BadInputError: If there are none or a layer or embedding does not fit the base.
+        BadInputError: If there are none, a scale is for none of them, or a layer or embedding does not fit the base.
         ConflictError: If a concept is given twice, or two would be typed as one word.
         BaseMismatchError: If one was trained on another base and that is not allowed.
         FusionError: If a concept's weights are not finite or far too large; names concept and layer.
@@ -110,8 +110,9 @@ def prepare_sources(
         raise BadInputError("no concepts to fuse; name at least one, such as alice/robot")
     ordered = sorted(sources, key=lambda source: source.name)
     _check_words(ordered)
+    ordered = _scaled(ordered, config)
     for source in ordered:
-        _check_base(source, base.facts, config)
+        check_base(source.name, source.edlora.card, base.facts, config)
         _check_layers(source, base.facts)
     return _within_norms(ordered, base.facts, config)
 
@@ -134,14 +135,41 @@ def _check_words(sources: Sequence[FusionSource]) -> None:
         raise ConflictError(f"{', '.join(source.name for source in sources)}: a concept is named twice; name it once")
 
 
-def _check_base(source: FusionSource, facts: BaseFacts, config: FusionConfig) -> None:
-    trained_on = source.edlora.card.base_fingerprint
-    differing = [name for name, digest in sorted(facts.fingerprint.items()) if trained_on.get(name) != digest]
+def check_base(name: str, card: ArtifactCard, facts: BaseFacts, config: FusionConfig) -> None:
+    """Refuse a concept of another base, unless the config says to fuse it all the same.
+
+    Raises:
+        BaseMismatchError: Naming the concept and the components that differ.
+    """
+    differing = [
+        part for part, digest in sorted(facts.fingerprint.items()) if card.base_fingerprint.get(part) != digest
+    ]
     if differing and not config.allow_base_mismatch:
         raise BaseMismatchError(
-            f"{source.name}: trained on {source.edlora.card.base_name}, whose {' and '.join(differing)} differ from "
-            f"those of {facts.name}; use that base, or --allow-base-mismatch, which fuses updates of foreign weights"
+            f"{name}: trained on {card.base_name}, whose {' and '.join(differing)} differ from those of "
+            f"{facts.name}; use that base, or --allow-base-mismatch, which fuses updates of foreign weights"
         )
+
+
+def _scaled(sources: Sequence[FusionSource], config: FusionConfig) -> list[FusionSource]:
+    """The concepts with the scales of the config on top of their own.
+
+    Raises:
+        BadInputError: If one of them is for no concept here.
+    """
+    names = {f"{source.ref.owner}/{source.ref.name}": source for source in sources}
+    unknown = sorted(set(config.scales) - set(names))
+    if unknown:
+        raise BadInputError(f"a scale for {', '.join(unknown)}: expected one of {', '.join(sorted(names))}")
+    return [
+        source
+        if name not in config.scales
+        else replace(
+            source,
+            scales={part: source.scales.get(part, 1.0) * config.scale(name, part) for part in source.edlora.linears},
+        )
+        for name, source in names.items()
+    ]
 
 
 def _check_layers(source: FusionSource, facts: BaseFacts) -> None:

@@ -8,10 +8,12 @@ import torch
 from click.testing import CliRunner
 
 from jobs.cli import cli
-from jobs.fuse_concepts import FusionTime, read_time, write_time
+from jobs.fuse_concepts import FusionTime, read_cache, read_time, write_time
 from mos.artifact import write_artifact
 from mos.base_model import load_base
-from mos.fusion import FusedModel, read_fused
+from mos.concept import ConceptRef
+from mos.errors import BadInputError, NotFoundError
+from mos.fusion import BaseMismatchError, FusedModel, FusionConfig, FusionSource, fuse, read_fused, write_fused
 from mos.random_concept import random_concept
 from registry import Registry
 from tests.bases import saved_random_base
@@ -62,7 +64,7 @@ def test_adding_and_removing_equals_fusing_from_scratch_and_prints_both_times(sh
     before, extended, scratch, cache = (str(shelf / name) for name in ("before", "extended", "scratch", "cache"))
     mos_fuse(shelf, "--from-registry", *NAMES[:3], "--out", before, "--cache", cache, *options)
     changes = ("--extend", before, "--add", NAMES[3], "--remove", NAMES[1])
-    printed = mos_fuse(shelf, *changes, "--out", extended, "--cache", cache)
+    printed = mos_fuse(shelf, *changes, "--out", extended)  # its recordings are found where `before` kept them
     mos_fuse(shelf, NAMES[0], *NAMES[2:], "--out", scratch, *options)
 
     assert "<alice-robot> <carol-house> <carol-mug>" in printed
@@ -87,5 +89,38 @@ def test_times_are_read_back_and_a_folder_without_them_has_none(tmp_path: Path) 
     assert read_time(tmp_path) is None
     write_time(tmp_path, FusionTime(seconds=2.5, spared_seconds=1.25))
     assert read_time(tmp_path) == FusionTime(seconds=2.5, spared_seconds=1.25)
-    (tmp_path / "fused.times.json").write_text(json.dumps({"minutes": 1}))
-    assert read_time(tmp_path) is None
+    assert read_cache(tmp_path) is None
+    write_time(tmp_path, FusionTime(seconds=2.5), tmp_path / "cache")
+    assert read_time(tmp_path) == FusionTime(seconds=2.5)
+    assert read_cache(tmp_path) is None
+    (tmp_path / "cache").mkdir()
+    assert read_cache(tmp_path) == tmp_path / "cache"
+    for content in (json.dumps({"minutes": 1}), "[1]", "{"):
+        (tmp_path / "fused.times.json").write_text(content)
+        assert read_time(tmp_path) is None
+        assert read_cache(tmp_path) is None
+
+
+def test_what_cannot_be_fused_is_named_before_anything_starts(shelf: Path) -> None:
+    saved_random_base(shelf / "another", seed=1)
+    out = ("--out", str(shelf / "out"))
+    with pytest.raises(BaseMismatchError, match=r"^alice/robot@1: trained on .*--allow-base-mismatch"):
+        mos_fuse(shelf, *NAMES[:2], *out, "--base", str(shelf / "another"))
+    with pytest.raises(NotFoundError, match=r"^alice/dragon: no such concept"):
+        mos_fuse(shelf, "alice/dragon", *out)
+    base, registry = load_base(shelf / "base"), Registry.open(shelf / "registry")
+    found = [registry.resolve(name) for name in NAMES[:2]]
+    sources = [
+        FusionSource(
+            ref=item.ref,
+            edlora=random_concept(base, NAMES[seed], seed).edlora,
+            sha256=item.manifest.weights.sha256,
+        )
+        for seed, item in enumerate(found)
+    ]
+    both = write_fused(fuse(base, sources, FusionConfig(strategy="average")), shelf / "both")
+    registry.publish(both, ConceptRef("alice", "both"), key=registry.home.owner_key("alice"), run_id="run-both")
+    registry.index()
+    with pytest.raises(BadInputError, match=r"^alice/both@1: is a fusion .*: alice/robot@1, bob/cat@1$"):
+        mos_fuse(shelf, "alice/both", NAMES[2], *out)
+    assert not (shelf / "out").exists()

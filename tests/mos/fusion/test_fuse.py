@@ -140,6 +140,39 @@ def test_a_scale_of_zero_leaves_a_concept_out_of_that_component(
     assert any(float(update.delta().abs().max()) > 1e-3 for update in model.adapter.linears["text_encoder"].values())
 
 
+def test_scales_by_name_are_the_scales_of_the_concepts(
+    base: BaseModel, sources: list[FusionSource], make_config: MakeConfig
+) -> None:
+    scaled = fuse(base, sources, make_config(scales={"alice/robot": 0.5, "bob/cat": {"unet": 2.0}}))
+    given = [
+        dataclasses.replace(sources[0], scales={"text_encoder": 0.5, "unet": 0.5}),
+        dataclasses.replace(sources[1], scales={"text_encoder": 1.0, "unet": 2.0}),
+        sources[2],
+    ]
+    direct = fuse(base, given, make_config())
+    assert scaled.sources == direct.sources
+    assert scaled.report == direct.report
+    assert scaled.report != fuse(base, sources, make_config()).report
+    for layer, update in updates_of(direct).items():
+        np.testing.assert_array_equal(updates_of(scaled)[layer], update)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ({"bob/dog": 1.0}, "a scale for bob/dog: expected one of alice/robot, bob/cat, carol/house"),
+        ({"bob/cat": -1.0}, "expected numbers from 0 to 10"),
+        ({"bob/cat": float("nan")}, "expected numbers from 0 to 10"),
+        ({"bob/cat": {"vae": 1.0}}, "text_encoder, text_encoder_2, unet"),
+    ],
+)
+def test_scales_that_mean_nothing_are_refused(
+    base: BaseModel, sources: list[FusionSource], make_config: MakeConfig, scales: dict[str, object], message: str
+) -> None:
+    with pytest.raises(BadInputError, match=message):
+        fuse(base, sources, make_config(scales=scales))
+
+
 def test_a_concept_of_another_base_is_refused(base: BaseModel, make_config: MakeConfig) -> None:
     source = random_concept(base, "alice/robot@1", 0)
     card = dataclasses.replace(source.edlora.card, base_fingerprint={"unet": "0" * 64, "text_encoder": "1" * 64})
@@ -195,6 +228,9 @@ def test_what_a_clipped_concept_does_to_its_neighbours_is_reported(
     assert min(worse) > 0
     said = [line for line in lines if line.startswith("text-encoder: alice/robot@1 beside mallory/cat@1: fit ")]
     assert len(said) == 1
+    assert any(
+        line.startswith("mallory/cat@1: its unet updates, 10 times") and "scaled by 0.2" in line for line in lines
+    )
 
 
 def test_a_clipped_concept_may_be_the_only_one_that_tunes_a_layer(
