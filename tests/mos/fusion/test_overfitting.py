@@ -1,5 +1,7 @@
 """The guard against the fusion's own success: a lower loss on its prompts is no use if it ruins all others."""
 
+import dataclasses
+
 import pytest
 
 from mos.base_model import BaseModel
@@ -35,17 +37,20 @@ def text_figures(base: BaseModel, concepts: list[FusionSource], rule: StageRule)
 
 
 def check_guard(figures: tuple[float, float, float]) -> None:
+    """On other prompts no worse than the base itself, and hardly a move where no concept is mentioned."""
     _, held_out, drift = figures
-    assert held_out < 1.1
-    assert drift < 0.15
+    assert held_out < 1.0
+    assert drift < 0.1
 
 
-def test_the_default_keeps_other_prompts_and_early_stopping_alone_does_not(
+def test_the_default_keeps_other_prompts_and_without_the_generic_ones_it_does_not(
     wide_base: BaseModel, concepts: list[FusionSource]
 ) -> None:
-    default = text_figures(wide_base, concepts, FusionConfig().text_encoder)
+    rule = FusionConfig().text_encoder
+    default = text_figures(wide_base, concepts, rule)
     check_guard(default)
-    without = text_figures(wide_base, concepts, StageRule(steps=500))
-    with pytest.raises(AssertionError):
-        check_guard(without)
-    assert without[0] < default[0] < 1.2 * without[0]
+    for weaker in (dataclasses.replace(rule, generic_weight=0.0), StageRule(steps=500)):  # the ridge; early stopping
+        without = text_figures(wide_base, concepts, weaker)
+        with pytest.raises(AssertionError):
+            check_guard(without)
+        assert without[0] < default[0] < 1.2 * without[0]
