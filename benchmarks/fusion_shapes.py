@@ -134,7 +134,7 @@ def shape_rows() -> list[Row]:
         result += found.rows
         for name, value in found.seconds.items():
             totals[name] += value * shape.sites
-    return result + _total_rows(totals)
+    return result + _total_rows(totals) + mean_rows(result)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +205,21 @@ def _ratio_rows(
             Row(name=f"{shape.name}: reference / (accumulation + {solver})", value=seconds["reference"] / whole,
                 unit="ratio", how=how),
         ]  # fmt: skip
+    return result
+
+
+def mean_rows(rows: Sequence[Row]) -> list[Row]:
+    """The default's errors in the reference's, each the mean over all linears of SD 1.5 of its shape's."""
+    values = {row.name: row.value for row in rows}
+    result = []
+    for figure, goal in (("fit", ""), ("held out", "<= 1.0"), ("drift", "<= 1.0")):
+        default, reference = (
+            sum((values[f"{shape.name}: {name}, {figure}"] or 0.0) * shape.sites * shape.linears for shape in SD15)
+            for name in ("lbfgs", "reference")
+        )
+        name = f"all 176 linears of SD 1.5: {figure}, default / reference"
+        how = f"means over the linears, {CONCEPTS} concepts, {FusionConfig().solver} with the default's regularisation"
+        result.append(Row(name=name, value=default / reference, unit="ratio", goal=goal, how=how))
     return result
 
 

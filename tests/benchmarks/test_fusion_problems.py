@@ -1,8 +1,11 @@
-"""The stated problems of the fusion benchmark."""
+"""The stated problems of the fusion benchmark, and what is said of the whole model."""
 
+import pytest
 import torch
 
 from benchmarks.fusion_problems import SD15, Shape, case_of
+from benchmarks.fusion_shapes import mean_rows
+from benchmarks.results_file import Row
 
 
 def test_sites_of_one_size_share_what_the_reference_is_asked() -> None:
@@ -22,3 +25,20 @@ def test_sites_of_one_size_share_what_the_reference_is_asked() -> None:
                 (case.downs[0], first.downs[0]),
             ):
                 assert all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def test_the_whole_models_errors_count_every_linear_once() -> None:
+    def figure(shape: Shape, solver: str) -> float:
+        return 3.0 if solver == "lbfgs" and shape.stage == "spatial qkv" else 1.0
+
+    rows = [
+        Row(name=f"{shape.name}: {solver}, {name}", value=figure(shape, solver), unit="")
+        for shape in SD15
+        for solver in ("reference", "lbfgs")
+        for name in ("fit", "held out", "drift")
+    ]
+    linears = sum(shape.sites * shape.linears for shape in SD15)
+    packed = 3 * 16  # queries, keys and values of sixteen self-attentions
+    assert linears == 176
+    assert [row.value for row in mean_rows(rows)] == [pytest.approx((linears + 2 * packed) / linears)] * 3
+    assert [row.holds for row in mean_rows(rows)] == [None, False, False]
