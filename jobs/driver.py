@@ -82,10 +82,10 @@ def _train(run_id: str, registry_url: str, place: RunPlace, request: Mapping[str
             is_cancelled=_cancel_watch(place),
             on_event=tell,
         )
+        if event["event"] == "staged" and _is_there(place, GRANT):  # connected, so that the cluster counts it
+            tell(run_id, {"event": "published", "ref": publish_granted(place, run_id, registry_url, request)})
     if event["event"] in ("cancelled", "failed"):  # a fenced attempt leaves them to the one that has taken its run
         delete_pictures(place)
-    if event["event"] == "staged" and _is_there(place, GRANT):
-        tell(run_id, {"event": "published", "ref": publish_granted(place, run_id, registry_url, request)})
     if event["event"] == "failed":
         sys.exit(int(event.get("exit_code", JobFailedError.exit_code)))
 

@@ -36,7 +36,7 @@ def submit_remote_evaluation(
     """
     from cluster.places import RegistryPlaces
     from jobs.remote_runs import check_reachable, let_last_job_end, send
-    from jobs.runs import outcome_of, wait_for
+    from jobs.runs import is_at_work, known_run, outcome_of, wait_for
 
     check_reachable(request.registry_url, address)
     first = min(job.truths)
@@ -44,6 +44,9 @@ def submit_remote_evaluation(
     owner = first.partition("/")[0]
     run_id = f"evaluation-{owner}-{hashlib.sha256(blocks.encode()).hexdigest()[:12]}"
     book = RunBook()
+    known = known_run(book, run_id, request.registry_url, address)
+    if known is not None and is_at_work(book, known, address):
+        return outcome_of(wait_for(run_id) if is_waiting else known)
     record = RunRecord(
         run_id=run_id,
         kind="evaluation",

@@ -66,17 +66,18 @@ def submit_remote_concept(
     return send(record, registry.url, request, {"kind": "concept", "owner": spec.owner, "concept": spec.name})
 
 
-def submit_remote_fusion(record: RunRecord, book: RunBook, address: str, *, is_waiting: bool) -> dict[str, Any]:
+def submit_remote_fusion(record: RunRecord, book: RunBook, address: str, *, is_waiting: bool) -> RunRecord:
     """Send a fusion, and fetch its result if it is waited for."""
-    from jobs.runs import outcome_of, wait_for
+    from jobs.runs import wait_for
 
     url = record.spec["registry"]
     check_reachable(url, address)
     let_last_job_end(book, record.run_id, address)
     record = book.start(dataclasses.replace(record, address=address))
     spec = {name: value for name, value in record.spec.items() if name != "registry"}
-    record = send(record, url, {"kind": "fusion", "spec": spec}, {"kind": "fusion", "owner": record.owner})
-    return outcome_of(wait_for(record.run_id) if is_waiting else record)
+    metadata = {"kind": "fusion", "owner": record.owner, "concept": ", ".join(spec["concepts"])}
+    record = send(record, url, {"kind": "fusion", "spec": spec}, metadata)
+    return wait_for(record.run_id) if is_waiting else record
 
 
 def send(record: RunRecord, url: str, request: Mapping[str, Any], metadata: Mapping[str, str]) -> RunRecord:
@@ -92,13 +93,15 @@ def send(record: RunRecord, url: str, request: Mapping[str, Any], metadata: Mapp
 
 
 def let_last_job_end(book: RunBook, run_id: str, address: str) -> None:
-    """Wait for the job there of a run that has ended before, which may not have deleted its pictures yet.
+    """Wait for the job there of a run that has ended or is to end, which may not have deleted its pictures yet.
 
     Raises:
         TryAgainError: If that job does not end.
     """
     known = book.find(run_id)
-    if known is not None and known.state.is_final and known.address == address and known.submission_id:
+    if known is None or known.address != address or not known.submission_id:
+        return
+    if known.state.is_final or book.is_cancelled(run_id):
         wait_until_over(address, known.submission_id)
 
 

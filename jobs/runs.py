@@ -1,10 +1,8 @@
 """Runs from the submitter's side: submit, look at, wait for, cancel and try again, here or on a cluster."""
 
-import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from cluster.errors import RayUnavailableError, RunCancelledError
@@ -36,6 +34,8 @@ if TYPE_CHECKING:
     from registry import Registry
 
 _POLL_S = 0.5
+_RECORDED = frozenset({"registry", "spec_sha256", "granted", "fused_sha256"})
+"""What records of runs hold beside the spec as it was given."""
 
 
 def submit_concept(
@@ -75,12 +75,12 @@ def submit_concept(
         return describe(prepared, facts)
     registry = Registry.open(registry_url, create=registry_url == DEFAULT_REGISTRY)  # one's own needs no ceremony
     book = RunBook()
-    known = book.find(prepared.run_id)
-    if known is not None and known.spec["registry"] == registry.url:  # done for another one, it says nothing
+    known = known_run(book, prepared.run_id, registry.url, ray_address)
+    if known is not None:
         if known.state is RunState.DONE:
             return outcome_of(known) | {"note": "this run was done before; nothing was trained"}
-        if not known.state.is_final and _is_alive(known):
-            return outcome_of(wait_for(prepared.run_id)) if is_waiting else outcome_of(known)
+        if not grant_days and is_at_work(book, known, ray_address):
+            return outcome_of(wait_for(known.run_id) if is_waiting else known)
     Terminal().say(expectation(prepared, facts))
     if not ray_address:
         return outcome_of(_train_here(prepared, registry, book, checkpoint_every))
@@ -129,7 +129,7 @@ def _train_here(prepared: PreparedConcept, registry: "Registry", book: RunBook, 
             raise_if_failed(event[run_id])
             return _publish(run_id, spec, registry, book, prepared.spec_sha256, terminal)
     except BaseException as error:
-        _note_end(book, run_id, error)
+        note_end(book, run_id, error)
         delete_pictures(place)
         raise
 
@@ -144,7 +144,7 @@ def _publish(
     return book.move(run_id, RunState.DONE, result=str(trained.ref), error="")
 
 
-def _note_end(book: RunBook, run_id: str, error: BaseException) -> None:
+def note_end(book: RunBook, run_id: str, error: BaseException) -> None:
     """Write down why a run ended here, whatever state it was in."""
     record = book.get(run_id)
     if record.state.is_final or record.state is RunState.STAGED:
@@ -152,17 +152,6 @@ def _note_end(book: RunBook, run_id: str, error: BaseException) -> None:
     interrupted = isinstance(error, KeyboardInterrupt | SystemExit | RunCancelledError)
     state = RunState.CANCELLED if interrupted else RunState.FAILED
     book.move(run_id, state, error="interrupted" if interrupted else str(error))
-
-
-def _until_cancelled(book: RunBook, run_id: str, say: Callable[[str], None]) -> Callable[[str], None]:
-    """Write progress, and end the work between two lines of it once somebody asked for that."""
-
-    def checked(text: str) -> None:
-        if book.is_cancelled(run_id):
-            raise RunCancelledError(f"{run_id}: cancelled; `mos jobs retry {run_id}` begins again")
-        say(text)
-
-    return checked
 
 
 def facts_for(spec: ConceptSpec) -> "BaseFacts":
@@ -230,6 +219,21 @@ def _clear(record: RunRecord) -> str:
     except MosError as error:
         return f" and left its pictures in {record.spec['registry']} ({error})"
     return ""
+
+
+def known_run(book: RunBook, run_id: str, registry_url: str, address: str | None) -> RunRecord | None:
+    """What is known of a run in this registry, brought up to date if it was sent to the cluster at `address`."""
+    record = book.find(run_id)
+    if record is None or record.spec["registry"] != registry_url:  # done for another one, it says nothing
+        return None
+    return refreshed(book, record) if record.submission_id and record.address == address else record
+
+
+def is_at_work(book: RunBook, record: RunRecord, address: str | None) -> bool:
+    """Whether a run is under way here or on the cluster at `address`, and nobody has asked it to stop."""
+    was_sent = bool(record.submission_id) and record.address == address
+    is_wanted = not record.state.is_final and not book.is_cancelled(record.run_id)
+    return is_wanted and (was_sent or _is_alive(record))
 
 
 def _is_alive(record: RunRecord) -> bool:
@@ -300,29 +304,18 @@ def _publish_record(record: RunRecord, book: RunBook) -> RunRecord:
 
     registry = Registry.open(record.spec["registry"])
     if record.kind == "fusion":
-        return _take_fusion(record, registry, book)
+        from jobs.fusion_runs import take_fusion
+
+        return take_fusion(record, registry, book)
     if record.kind == "evaluation":
         return book.move(record.run_id, RunState.DONE, result=f"evaluation {record.spec['digest'][:12]}", error="")
-    spec = ConceptSpec.from_json(_spec_of(record))
+    spec = ConceptSpec.from_json(spec_of(record))
     return _publish(record.run_id, spec, registry, book, record.spec["spec_sha256"], Terminal())
 
 
-def _take_fusion(record: RunRecord, registry: "Registry", book: RunBook) -> RunRecord:
-    from jobs.fuse_concepts import publish_fusion
-    from jobs.remote_runs import fetch_fusion
-
-    spec = FusionSpec.from_json(_spec_of(record))
-    out = Path(spec.out)
-    fetch_fusion(record, out)
-    result = spec.out
-    if spec.publish:
-        result = str(publish_fusion(registry, out, spec.publish, record.run_id, allow_unlisted=spec.allow_unlisted))
-    return book.move(record.run_id, RunState.DONE, result=result, error="")
-
-
-def _spec_of(record: RunRecord) -> dict[str, Any]:
+def spec_of(record: RunRecord) -> dict[str, Any]:
     """The spec as it was given, without what the record adds to it."""
-    return {name: value for name, value in record.spec.items() if name not in ("registry", "spec_sha256", "granted")}
+    return {name: value for name, value in record.spec.items() if name not in _RECORDED}
 
 
 def cancel_run(run: str) -> RunRecord:
@@ -355,7 +348,7 @@ def retry_run(run: str, *, is_waiting: bool = True) -> RunRecord:
         return wait_for(record.run_id)
     if record.state not in (RunState.CANCELLED, RunState.FAILED):
         raise BadInputError(f"{record.run_id}: {record.state.value}; only cancelled or failed runs are tried again")
-    values = _spec_of(record)
+    values = spec_of(record)
     if record.kind == "evaluation":
         from jobs.evaluate import prepare_evaluation
         from jobs.remote_evaluation import from_json, submit_remote_evaluation
@@ -363,6 +356,8 @@ def retry_run(run: str, *, is_waiting: bool = True) -> RunRecord:
         request = from_json(record.spec)
         submit_remote_evaluation(request, prepare_evaluation(request), record.address, is_waiting=is_waiting)
     elif record.kind == "fusion":
+        from jobs.fusion_runs import submit_fusion
+
         submit_fusion(
             FusionSpec.from_json(values),
             record.spec["registry"],
@@ -374,49 +369,3 @@ def retry_run(run: str, *, is_waiting: bool = True) -> RunRecord:
         here = is_waiting or not record.address
         submit_concept(spec, record.spec["registry"], ray_address=record.address or None, is_waiting=here)
     return book.get(record.run_id)
-
-
-def submit_fusion(
-    spec: FusionSpec,
-    registry_url: str,
-    *,
-    ray_address: str | None = None,
-    is_waiting: bool = True,
-    is_dry_run: bool = False,
-) -> dict[str, Any]:
-    """Fuse concepts as a run that the book remembers.
-
-    Raises:
-        MosError: Whatever is wrong with the concepts, their licences, the folder or the cluster.
-    """
-    from jobs.fuse_concepts import describe_fusion, lock_entries, resolve_all, run_fusion
-    from registry import Registry
-
-    registry = Registry.open(registry_url)
-    found = resolve_all(registry, spec)
-    entries = lock_entries(found)
-    run_id = spec.run_id({entry["ref"]: entry["manifest_sha256"] for entry in entries})
-    if is_dry_run:
-        return describe_fusion(spec, run_id, found)
-    book = RunBook()
-    record = RunRecord(
-        run_id=run_id,
-        kind="fusion",
-        owner=spec.refs[0].owner,
-        subject=f"fusion of {len(entries)}",
-        spec=spec.to_json() | {"registry": registry.url},
-        process_id=os.getpid(),
-    )
-    if ray_address:
-        from jobs.remote_runs import submit_remote_fusion
-
-        return submit_remote_fusion(dataclasses.replace(record, process_id=0), book, ray_address, is_waiting=is_waiting)
-    book.start(record)
-    book.move(run_id, RunState.RUNNING)
-    terminal = Terminal()
-    try:
-        outcome = run_fusion(spec, registry, say=_until_cancelled(book, run_id, terminal.say))
-    except BaseException as error:
-        _note_end(book, run_id, error)
-        raise
-    return outcome_of(book.move(run_id, RunState.DONE, result=outcome.published or str(outcome.out)))

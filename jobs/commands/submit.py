@@ -135,7 +135,7 @@ def fusion(
     as_json: bool,
 ) -> None:
     """Fuse concepts of the registry into one model, as `mos fuse` does, on a cluster if one is given."""
-    from jobs.runs import submit_fusion
+    from jobs.fusion_runs import submit_fusion
     from jobs.submission import fusion_spec
 
     spec = fusion_spec(spec_path, concepts, out, options, base=base, publish=publish, allow_unlisted=allow_unlisted)

@@ -2,10 +2,14 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +44,7 @@ class Cluster:
 
     mos: Mos
     address: str
-    publisher: str
+    metrics_port: int
     folder: Path
 
     @property
@@ -88,7 +92,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     mos = Mos(folder / "home")
     mos("registry", "init", folder / "registry")
     head = mos.data("cluster", "up", "--cpus", "2", "--trainers", "1", "--slots-per-trainer", "2")
-    yield Cluster(mos, str(head["ray_address"]), str(head["publisher"]), folder)
+    yield Cluster(mos, str(head["ray_address"]), int(head["metrics_port"]), folder)
     subprocess.run(mos._command(("cluster", "down")), env=mos.environment, check=False, capture_output=True)
     assert mos.left_behind() == []
 
@@ -96,6 +100,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def test_a_concept_trained_there_is_what_is_trained_here_and_its_owner_publishes_it(cluster: Cluster) -> None:
     mos = cluster.mos
     assert cluster.address.startswith("http://127.0.0.1:")
+    with pytest.raises(urllib.error.HTTPError, match="401"):  # who has no token sees nothing
+        urllib.request.urlopen(f"{cluster.address}/api/jobs/")
     mos("cluster", "up", code=5)
     assert mos.data("cluster", "status")["running"] is True
     sent = mos.data(*cluster.concept("alice", "there", "--no-wait"))
@@ -162,6 +168,9 @@ def test_two_owners_share_one_trainer_which_ends_when_both_are_done(cluster: Clu
     mos = cluster.mos
     bob = str(mos.data(*cluster.concept("bob", "long", "--no-wait", steps=20_000))["run"])
     wait_until(lambda: "started" in kinds(mos.data("jobs", "ls") and mos.events(bob)), "bob's training")
+    again = mos.data(*cluster.concept("bob", "long", "--no-wait", steps=20_000))
+    assert (again["run"], again["ray_job"], again["state"]) == (bob, bob, "running")
+    assert kinds(mos.events(bob)).count("submitted") == 1
     with mos.start(*cluster.concept("carol", "robot", steps=30)) as submitting:
         shown, _ = submitting.communicate()
     assert submitting.returncode == 0, shown
@@ -189,6 +198,7 @@ def test_the_cluster_publishes_for_an_owner_who_is_away(cluster: Cluster) -> Non
     shown = mos.data("concept", "show", "dave/mug", "--registry", cluster.registry)
     assert shown["state"] == "listed"
     assert list(RegistryPlaces(str(cluster.registry))(run).names("pictures")) == []
+    wait_until(lambda: "dave" in counted(cluster, "ray_mos_publishes_total"), "it is counted", timeout_s=60)
 
 
 def test_a_fusion_and_an_evaluation_there_give_what_they_give_here(cluster: Cluster, tmp_path: Path) -> None:
@@ -205,6 +215,9 @@ def test_a_fusion_and_an_evaluation_there_give_what_they_give_here(cluster: Clus
     there = mos.data(*fusion, "--out", tmp_path / "there", "--ray-address", cluster.address)
     here = mos.data(*fusion, "--out", tmp_path / "here")
     assert there["state"] == here["state"] == "done"
+    again = mos.data(*fusion, "--out", tmp_path / "there", "--ray-address", cluster.address)
+    assert (again["run"], again["ray_job"]) == (there["run"], there["ray_job"])
+    assert "nothing was fused" in again["note"]
     weights = [(tmp_path / place / "fused.safetensors").read_bytes() for place in ("here", "there")]
     assert weights[0] == weights[1]
 
@@ -216,8 +229,17 @@ def test_a_fusion_and_an_evaluation_there_give_what_they_give_here(cluster: Clus
     assert plan["blocks_missing"] == plan["blocks"] > 0
     assert plan["pictures"] > 0
     assert plan["reference_bytes"] > 0
+    assert plan["estimate"]["gpu_minutes"] >= 0
+    assert "0.5 CPU" in plan["resources"]
+    assert len(plan["evaluation"]) == 64
+    assert [len(plan["models"][name]) for name in ("there", "erin/robot")] == [64, 64]
     sent = mos.data(*words, *suite, *references, *base, "--ray-address", cluster.address)
     assert sent["state"] == "done", sent
+    told = metadata(cluster)
+    assert told[str(there["run"])] == {"kind": "fusion", "owner": "alice", "concept": "alice/there, carol/robot"}
+    assert told[str(sent["run"])].keys() == {"kind", "owner", "concept"}
+    carol = next(about for run, about in told.items() if run.startswith("concept-carol-robot-"))
+    assert carol == {"kind": "concept", "owner": "carol", "concept": "robot"}
     assert list(RegistryPlaces(str(cluster.registry))(str(sent["run"])).names("pictures")) == []
     digest = str(sent["result"]).split()[1]
     scored = mos.data("evaluation", "show", digest, "--registry", cluster.registry)["cells"]
@@ -238,6 +260,26 @@ def test_no_actor_of_ours_stays_and_down_ends_everything(cluster: Cluster) -> No
     assert cluster.mos.left_behind() == []
 
 
+def counted(cluster: Cluster, name: str) -> str:
+    """The lines of one metric that the head's node exposes to Prometheus."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{cluster.metrics_port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return "\n".join(line for line in lines if line.startswith(name))
+
+
+def metadata(cluster: Cluster) -> dict[str, dict[str, str]]:
+    """Run -> what Ray's dashboard shows of its last job besides."""
+    script = (
+        "import json\nfrom cluster.submission import _client\n"
+        f"with _client({cluster.address!r}) as client:\n"
+        "    print(json.dumps([job.metadata for job in client.list_jobs() if job.submission_id]))"
+    )
+    found: dict[str, dict[str, str]] = {}
+    for entry in json.loads(printed(cluster, script)):
+        found.setdefault(entry.pop("run"), entry)
+    return found
+
+
 def living_actors(cluster: Cluster) -> list[str]:
     """Names of what lives, without the detached actors that Ray Data leaves on every cluster it was used on."""
     script = (
@@ -248,9 +290,13 @@ def living_actors(cluster: Cluster) -> list[str]:
         "    ours = [a for a in alive if not a['IsDetached'] or a['Name'].startswith('mos')]\n"
         "    print(*[a['Name'] or a['ActorClassName'] for a in ours])"
     )
-    command = [cluster.mos._command(())[0], "-c", script]
-    done = subprocess.run(command, env=cluster.mos.environment, capture_output=True, text=True, check=True)
-    return done.stdout.split()
+    return printed(cluster, script).split()
+
+
+def printed(cluster: Cluster, script: str) -> str:
+    """What a program prints in the home of the cluster's keeper."""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, env=cluster.mos.environment, capture_output=True, text=True, check=True).stdout
 
 
 def is_driver_of(run: str, process_id: int) -> bool:

@@ -16,6 +16,7 @@ from cluster.runs import RunBook, RunRecord
 from cluster.states import RunState
 from jobs import remote_runs
 from jobs.cli import cli
+from jobs.runs import is_at_work, known_run
 from mos.errors import BadInputError, JobFailedError, MosError, TryAgainError
 
 RUN = "concept-alice-robot-0123"
@@ -91,6 +92,20 @@ def test_cancel_leaves_a_mark_that_the_driver_sees(book: RunBook) -> None:
         assert mos("cancel", RUN).exit_code == 0
         other.communicate(b"\n")
     assert book.is_cancelled(RUN)
+
+
+def test_a_spec_sent_again_joins_its_run_while_that_is_at_work_in_the_same_registry(book: RunBook) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        record = RunRecord(run_id=RUN, kind="concept", owner="alice", subject="alice/robot", spec={"registry": "r"})
+        book.start(replace(record, process_id=other.pid))
+        book.move(RUN, RunState.RUNNING)
+        known = known_run(book, RUN, "r", None)
+        assert known is not None
+        assert is_at_work(book, known, None)
+        assert known_run(book, RUN, "another", None) is None
+        book.ask_to_cancel(RUN)
+        assert not is_at_work(book, known, None)
+        other.communicate(b"\n")
 
 
 def test_logs_are_the_runs_events_in_order(book: RunBook) -> None:
