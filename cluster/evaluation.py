@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cluster.evaluation_rows import Objects, ScoreStore
 from cluster.machine import device
-from cluster.placement import share_of_gpu
+from cluster.placement import Resources, check_satisfiable, nodes_of, share_of_gpu
 from mos.evaluation.batch import BatchConfig, Block, BlockDrawer, BlockScorer, EvaluatedModel, plan_blocks
 from mos.evaluation.scoring import ConceptTruth, PictureScorer
 
@@ -100,6 +100,9 @@ def run_evaluation(
         drawer_cpus: CPUs each of them asks for, besides the share of a GPU in MOS_EVALUATION_GPUS; the scorer asks
             for a quarter of a CPU.
         on_block: Called with (blocks done, blocks in all) as blocks arrive.
+
+    Raises:
+        UnsatisfiableError: If no node could ever hold a process that draws, which Ray Data would await for ever.
     """
     import pyarrow as pa
     import ray.data
@@ -109,6 +112,8 @@ def run_evaluation(
     missing = [index for index, block in enumerate(blocks) if block.name not in found]
     num_made = num_rows = 0
     if missing:
+        drawer = Resources(num_cpus=drawer_cpus, num_gpus=share_of_gpu("MOS_EVALUATION_GPUS", 0.0))
+        check_satisfiable("evaluation", drawer, nodes_of(ray.nodes()))
         _quiet()
         pieces = ray.data.from_arrow([pa.table({"index": [index]}) for index in missing])
         drawn = pieces.map_batches(
@@ -117,8 +122,8 @@ def run_evaluation(
             batch_format="pyarrow",
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(num_drawers, len(missing))),
-            num_cpus=drawer_cpus,
-            num_gpus=share_of_gpu("MOS_EVALUATION_GPUS", 0.0) or None,
+            num_cpus=drawer.num_cpus,
+            num_gpus=drawer.num_gpus or None,
         )
         written = drawn.map_batches(
             _ScoreStage,

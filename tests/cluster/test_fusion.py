@@ -17,10 +17,11 @@ from mos.base_model import BaseModel, load_base
 from mos.errors import BadInputError
 from mos.fusion import FusedModel, FusionSource, fuse, write_fused
 from tests.bases import saved_random_base
-from tests.cluster.work import FUSION, everything_is_back, fusion_sources
+from tests.cluster.work import FUSION, everything_is_back, fusion_sources, living
 from tests.jobs.commands import wait_until
 
 CONFIG = FUSION
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,7 @@ def test_a_fusion_on_two_actors_one_killed_midway_gives_the_bits_of_one_process(
         str(base_path), CONFIG, options(), on_interval=intervals.append, on_retry=retries.append
     ) as executor:
         victim = executor.pool.process_ids()[0]
+        assert len([name for name in living() if name.startswith("mos-fusion-")]) == 2
 
         def kill_between_stages(line: str) -> None:
             if line.startswith("text-encoder:") and "layers" in line:
@@ -67,6 +69,7 @@ def test_a_fusion_on_two_actors_one_killed_midway_gives_the_bits_of_one_process(
     assert retries
     for role in ("recorder", "solver"):
         assert num_processes([item for item in intervals if item.role == role]) >= 2
+    wait_until(everything_is_back, "no actor lives, all resources are free", timeout_s=60)
 
 
 @pytest.mark.slow

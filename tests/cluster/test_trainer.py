@@ -10,6 +10,7 @@ import pytest
 
 from cluster.checkpoint import RunPlace
 from cluster.failure import RetryPolicy
+from cluster.placement import Resources
 from cluster.places import RegistryPlaces
 from cluster.progress import Event, event_line
 from cluster.session import Session
@@ -34,6 +35,8 @@ from tests.cluster.work import (
 )
 from tests.jobs.commands import wait_until
 from tests.mos.training.concepts import made_up_concept
+
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +241,35 @@ def test_of_several_seeds_the_best_is_staged_with_its_grids_and_its_advice(
     assert len(set(drawn)) == 2
     assert f"kept seed {best.seed} of 2" in event_line(staged)
     assert best.share.warning in event_line(staged)
+
+
+@pytest.mark.slow
+def test_a_trainer_that_finds_no_room_is_given_up_with_what_is_free(ray_session: Session, tmp_path: Path) -> None:
+    import ray
+
+    taken = ray.remote(Taker).options(num_cpus=0, num_gpus=1).remote()
+    assert ray.get(taken.has_it.remote())
+    settings = PoolConfig(
+        resources=Resources(num_cpus=0.5, num_gpus=1),
+        retries=RetryPolicy(max_retries=1, first_wait_s=0.0),
+        pending_timeout_s=3.0,
+    )
+    watch = Watch()
+    supervisor = Supervisor(RegistryPlaces(str(tmp_path)), settings, on_event=watch)
+    supervisor.enqueue(concept_request("alice", str(tmp_path)), "no base is loaded")
+    outcome = supervisor.run()["concept-alice"]
+    assert (outcome["event"], outcome["exit_code"]) == ("failed", 8)
+    assert "0.5 CPU + 1 GPU found no room within 3 s; free now are 2 CPU and 0 GPU" in outcome["error"]
+    assert len(watch.of("retrying")) == 1
+    ray.kill(taken)
+    wait_until(everything_is_back, "no actor lives, all resources are free", timeout_s=60)
+
+
+class Taker:
+    """Holds what it was given."""
+
+    def has_it(self) -> bool:
+        return True
 
 
 @pytest.mark.slow

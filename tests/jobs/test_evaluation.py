@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from cluster.errors import UnsatisfiableError
 from cluster.evaluation import evaluations, missing_blocks, run_evaluation, run_serially, score_store
 from cluster.evaluation_rows import block_bytes, read_block
 from jobs.commands.evaluation import command, submit_evaluation
@@ -258,6 +259,8 @@ def test_the_pipeline_on_ray_makes_the_rows_the_serial_run_makes(evaluated, shel
     Path(job.registry_url).mkdir()
     seen = []
     with local_ray(num_cpus=2):
+        with pytest.raises(UnsatisfiableError, match="evaluation asks for 99 CPU, and no node has that: 1 node with 2"):
+            run_evaluation(job, drawer_cpus=99)
         outcome = run_evaluation(job, on_block=lambda done, total: seen.append((done, total)))
     assert outcome.num_rows == 28
     assert seen[-1] == (outcome.num_made, outcome.num_made)
