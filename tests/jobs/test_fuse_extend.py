@@ -59,6 +59,7 @@ def fused_at(shelf: Path, name: str) -> FusedModel:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # three fusions, each with a Ray of its own
 def test_adding_and_removing_equals_fusing_from_scratch_and_prints_both_times(shelf: Path) -> None:
     options = [word for option in QUICK for word in ("-o", option)]
     before, extended, scratch, cache = (str(shelf / name) for name in ("before", "extended", "scratch", "cache"))
