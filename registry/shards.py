@@ -17,7 +17,9 @@ from registry.snapshot import ShardEntry
 MAX_SHARD_ROWS = 32_768
 """A file with more rows is split in two."""
 
-_ROW_GROUP = 16_384
+_ROW_GROUP = 4_096
+"""Rows unpacked for one hit among them; footers, which are longer for it, are kept between searches."""
+
 _LONG = {
     *("title", "description", "words", "credit", "previews", "lineage", "run_id", "created_at", "first_seen_at"),
     *("weights_sha256", "manifest_sha256", "events_sha256", "codes", "scales"),
