@@ -1,6 +1,9 @@
 """Commands that are interrupted or killed leave no process behind; their work goes on from its checkpoint."""
 
+import contextlib
 import hashlib
+import os
+import re
 import signal
 from pathlib import Path
 
@@ -8,7 +11,10 @@ import pytest
 from PIL import Image
 
 from cluster.places import RegistryPlaces
+from mos.artifact import write_artifact
 from mos.base_model import load_base
+from mos.random_concept import random_concept
+from registry import Registry
 from tests.bases import saved_random_base
 from tests.jobs.commands import Mos, wait_until
 from tests.mos.training.concepts import made_up_concept
@@ -97,3 +103,48 @@ def test_a_demo_whose_command_ends_leaves_nothing(number: signal.Signals, tmp_pa
         assert process.returncode == (130 if number is signal.SIGINT else -9), shown
     wait_until(lambda: not mos.left_behind(), "no process is left", timeout_s=60)
     assert list(Path(mos.temporary).iterdir()) == []
+
+
+def test_a_fusion_whose_worker_is_killed_is_published_once_with_the_same_bytes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mos, names = Mos(tmp_path / "home"), ("alice/robot", "bob/cat", "carol/house")
+    monkeypatch.setenv("MOS_HOME", str(mos.home))
+    registry, base = Registry.open(mos.home / "registry", create=True), load_base(folder / "base")
+    for seed, name in enumerate(names):
+        source = random_concept(base, name, seed)
+        write_artifact(source.edlora, tmp_path / "concept.safetensors")
+        key = registry.new_owner(source.ref.owner)
+        registry.publish(tmp_path / "concept.safetensors", source.ref, key=key, run_id=f"run-{seed}", licence="cc0-1.0")
+    registry.index()
+    places = ("--base", folder / "base", "--registry", mos.home / "registry", "--workers", "2")
+    given = ("fuse", "--from-registry", *names, *places, "-o", "sampling_steps=8")
+
+    with mos.start(*given, "--out", tmp_path / "killed", "--publish", "alice/group") as process:
+        assert process.stdout is not None
+        shown = ""
+        while "recorded" not in shown:
+            line = process.stdout.readline()
+            assert line, shown
+            shown += line
+        os.kill(fusion_workers(mos)[0], signal.SIGKILL)
+        rest, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, shown + rest
+    assert "lost its worker" in rest
+    versions = mos.home / "registry" / "users" / "alice" / "m" / "group"
+    assert [path.name for path in versions.iterdir()] == ["000001.json"]
+    wait_until(lambda: not mos.left_behind(), "no process is left", timeout_s=60)
+
+    mos(*given, "--out", tmp_path / "undisturbed")
+    undisturbed, killed = (tmp_path / name / "fused.safetensors" for name in ("undisturbed", "killed"))
+    assert killed.read_bytes() == undisturbed.read_bytes()
+
+
+def fusion_workers(mos: Mos) -> list[int]:
+    """The processes of this command that record or solve, by what they show: their class, or the piece they are at."""
+    found = []
+    for process_id in mos.left_behind():
+        with contextlib.suppress(OSError):
+            if re.match(rb"ray::.*fusion", Path(f"/proc/{process_id}/cmdline").read_bytes(), re.IGNORECASE):
+                found.append(process_id)
+    return found
