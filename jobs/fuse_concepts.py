@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.concept_output import lock_entry
 from jobs.opening import open_base
+from jobs.recordings import note_recordings
 from jobs.specs import FusionSpec
 from mos.concept import ConceptRef
 from mos.errors import BadInputError
@@ -208,36 +209,18 @@ def write_outcome(model: "FusedModel", out: Path, entries: Sequence[dict[str, An
     (out / LOCKFILE).write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
-def write_time(out: Path, spent: FusionTime, cache: Path | None = None) -> None:
-    """Note how long a fusion took and where its recordings are kept.
-
-    In a file of its own: equal inputs give equal models, not equal times.
-    """
-    kept = {} if cache is None else {"cache": str(cache.absolute())}
-    (out / TIMEFILE).write_text(json.dumps(asdict(spent) | kept) + "\n")
+def write_time(out: Path, spent: FusionTime) -> None:
+    """Note how long a fusion took, in a file of its own: equal inputs give equal models, not equal times."""
+    (out / TIMEFILE).write_text(json.dumps(asdict(spent)) + "\n")
 
 
 def read_time(out: Path) -> FusionTime | None:
     """How long the fusion in a folder took, or None where nobody noted it."""
-    noted = _noted(out)
-    try:
-        return FusionTime(**{name: float(value) for name, value in noted.items() if name != "cache"})
-    except (ValueError, TypeError):
-        return None
-
-
-def read_cache(out: Path) -> Path | None:
-    """Where the recordings of the fusion in a folder are kept, or None where nobody kept them or they are gone."""
-    kept = Path(str(_noted(out).get("cache", "")))
-    return kept if kept.is_absolute() and kept.is_dir() else None
-
-
-def _noted(out: Path) -> dict[str, Any]:
     try:
         noted = json.loads((out / TIMEFILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return noted if isinstance(noted, dict) else {}
+        return FusionTime(**{name: float(value) for name, value in noted.items()})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def publish_fusion(registry: "Registry", out: Path, publish: str, run_id: str, *, allow_unlisted: bool) -> ConceptRef:
@@ -294,7 +277,9 @@ def run_fusion(
     spent = FusionTime(seconds=seconds, spared_seconds=sum(stage["spared_seconds"] for stage in model.times.values()))
     say(f"fused in {spent}")
     write_outcome(model, out, entries)
-    write_time(out, spent, cache)
+    write_time(out, spent)
+    if cache is not None:
+        note_recordings(out, cache)
     if merge is not None:
         write_merged(model.adapter, base, merge, layered_words=False)
         say(f"wrote the pipeline {merge}; its words have one embedding, the mean over the layers")

@@ -1,6 +1,5 @@
 """Fusions as runs from the submitter's side: sent or worked here, fetched, published, and not done twice."""
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +10,7 @@ from cluster.errors import RunCancelledError
 from cluster.progress import Terminal
 from cluster.runs import RunBook, RunRecord
 from cluster.states import RunState
+from jobs.recordings import weights_sha256
 from jobs.runs import is_at_work, known_run, note_end, outcome_of, spec_of, wait_for
 from jobs.specs import FusionSpec
 
@@ -101,17 +101,11 @@ def _until_cancelled(book: RunBook, run_id: str, say: Callable[[str], None]) -> 
 
 def _note_done(book: RunBook, record: RunRecord, out: Path, published: str) -> RunRecord:
     """Remember that a fusion is done, and the digest of what it wrote."""
-    spec = record.spec | {"fused_sha256": _weights_sha256(out)}
+    spec = record.spec | {"fused_sha256": weights_sha256(out)}
     return book.move(record.run_id, RunState.DONE, result=published or str(out), error="", spec=spec)
 
 
 def _is_done(record: RunRecord, out: Path) -> bool:
     """Whether a fusion was done before and its folder still holds what it wrote."""
-    written = record.spec.get("fused_sha256")
-    return record.state is RunState.DONE and written is not None and written == _weights_sha256(out)
-
-
-def _weights_sha256(out: Path) -> str:
-    """Digest of a fused model's weights; empty where there are none."""
-    path = out / "fused.safetensors"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    written = record.spec.get("fused_sha256", "")
+    return record.state is RunState.DONE and written != "" and written == weights_sha256(out)

@@ -80,7 +80,8 @@ def command(
       mos fuse --extend fused/ --add dave/mug --remove bob/cat --out other/
       mos fuse alice/robot bob/cat --scale bob/cat=0.8 --out fused/
     """
-    from jobs.fuse_concepts import read_cache, run_fusion
+    from jobs.fuse_concepts import run_fusion
+    from jobs.recordings import recordings_of
     from jobs.submission import fusion_spec
     from registry import Registry
 
@@ -88,7 +89,7 @@ def command(
     concepts, options = _extended(extend, concepts, add, remove, options)
     options = _with_scales(options, scales)
     if extend is not None and cache is None:
-        cache = read_cache(extend)
+        cache = recordings_of(extend)
         kept = f"taking from {cache} what was recorded for {extend}" if cache else "everything is recorded anew"
         click.echo(f"{kept}; --cache DIR names where recordings are kept", err=True)
     options += () if clip_norm is None else (f"clip_norm={clip_norm}",)

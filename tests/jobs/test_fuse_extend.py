@@ -8,7 +8,8 @@ import torch
 from click.testing import CliRunner
 
 from jobs.cli import cli
-from jobs.fuse_concepts import FusionTime, read_cache, read_time, write_time
+from jobs.fuse_concepts import FusionTime, read_time, write_time
+from jobs.recordings import note_recordings, recordings_of
 from mos.artifact import write_artifact
 from mos.base_model import load_base
 from mos.concept import ConceptRef
@@ -90,16 +91,31 @@ def test_times_are_read_back_and_a_folder_without_them_has_none(tmp_path: Path) 
     assert read_time(tmp_path) is None
     write_time(tmp_path, FusionTime(seconds=2.5, spared_seconds=1.25))
     assert read_time(tmp_path) == FusionTime(seconds=2.5, spared_seconds=1.25)
-    assert read_cache(tmp_path) is None
-    write_time(tmp_path, FusionTime(seconds=2.5), tmp_path / "cache")
-    assert read_time(tmp_path) == FusionTime(seconds=2.5)
-    assert read_cache(tmp_path) is None
-    (tmp_path / "cache").mkdir()
-    assert read_cache(tmp_path) == tmp_path / "cache"
     for content in (json.dumps({"minutes": 1}), "[1]", "{"):
         (tmp_path / "fused.times.json").write_text(content)
         assert read_time(tmp_path) is None
-        assert read_cache(tmp_path) is None
+
+
+def test_recordings_are_found_by_what_was_fused_and_only_by_who_fused_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOS_HOME", str(tmp_path / "home"))
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    out.mkdir()
+    assert recordings_of(out) is None
+    (out / "fused.safetensors").write_bytes(b"weights")
+    assert recordings_of(out) is None
+    note_recordings(out, cache)
+    assert recordings_of(out) is None
+    cache.mkdir()
+    assert recordings_of(out) == cache
+    out.rename(tmp_path / "moved")
+    assert recordings_of(tmp_path / "moved") == cache
+    monkeypatch.setenv("MOS_HOME", str(tmp_path / "somebody else"))
+    assert recordings_of(tmp_path / "moved") is None
+    (tmp_path / "moved/fused.safetensors").write_bytes(b"other weights")
+    monkeypatch.setenv("MOS_HOME", str(tmp_path / "home"))
+    assert recordings_of(tmp_path / "moved") is None
 
 
 def test_what_cannot_be_fused_is_named_before_anything_starts(shelf: Path) -> None:
