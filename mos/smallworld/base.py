@@ -52,7 +52,7 @@ class BaseConfig:
         num_workers: Processes of one thread.
     """
 
-    steps: int = 11400
+    steps: int = 16000
     batch: int = 24
     lr: float = 1e-3
     warmup: int = 100

@@ -15,7 +15,7 @@ from mos.smallworld.concepts import concept_identity, concept_pictures
 from mos.smallworld.figures import Figure
 from mos.smallworld.probe import Probe
 from mos.smallworld.world import World
-from mos.training.config import PRESETS
+from mos.training.config import preset_for
 from mos.training.data import concept_data
 from mos.training.loop import train_concept
 
@@ -70,7 +70,7 @@ def _draw_concept(
 ) -> list[Image.Image]:
     identity = concept_identity(seed, class_name)
     data = concept_data(concept_pictures(identity, seed, world=world), name=class_name, class_word=class_name)
-    edlora = train_concept(base, data, PRESETS["small-world"].with_options(seed=seed))
+    edlora = train_concept(base, data, preset_for(base.facts).with_options(seed=seed))
     ref = ConceptRef("owner", class_name)
     prompts = [f"photo of a {ref.word} {BACKDROP_PHRASES[place]}" for place in world.backdrops]
     seeds = [seed * 1000 + number for number in range(seeds_per_place * len(prompts))]

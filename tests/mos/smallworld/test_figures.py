@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from mos.smallworld import assets, curves
@@ -121,6 +123,13 @@ def test_shipped_weights_keep_to_their_limits():
     assert len(sizes) >= 5
     assert max(sizes) <= 16 * 2**20
     assert sum(sizes) <= 32e6
+
+
+def test_the_shipped_autoencoder_samples_what_the_base_learnt():
+    autoencoder = AutoencoderKL.from_pretrained(assets.base_path(), subfolder="vae", torch_dtype=torch.float32)
+    with torch.no_grad():
+        posterior = autoencoder.encode(torch.rand(2, 3, 64, 64) * 2 - 1).latent_dist
+    assert float(posterior.std.max()) < 1e-5
 
 
 def test_the_report_names_what_is_missing(tmp_path, capsys):

@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from mos.smallworld.architecture import build_autoencoder, build_text_encoder, build_unet
-from mos.smallworld.autoencoder import normalise_latents, reconstruction_loss
+from mos.smallworld.autoencoder import drop_posterior_noise, normalise_latents, reconstruction_loss
 from mos.smallworld.base import BaseConfig, BaseTraining, LatentCache, learning_rate, timestep_weight
 from mos.smallworld.pictures import SHARD_SIZE
 from mos.smallworld.pretrain import main
@@ -43,6 +43,18 @@ def test_normalised_latents_are_standard_and_decode_to_the_same_pictures():
         torch.testing.assert_close(model.decode(after.mean).sample, decoded, atol=1e-4, rtol=1e-3)
     assert isinstance(model, AutoencoderKL)
     assert model.config.scaling_factor == 1.0
+
+
+def test_what_the_encoder_samples_is_the_mean_that_the_base_learns():
+    torch.manual_seed(1)
+    model = build_autoencoder().eval()
+    images = torch.rand(4, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        mean = model.encode(images).latent_dist.mean
+        drop_posterior_noise(model)
+        after = model.encode(images).latent_dist
+    assert torch.equal(after.mean, mean)
+    torch.testing.assert_close(after.sample(torch.Generator().manual_seed(0)), mean, atol=1e-5, rtol=0)
 
 
 def test_a_colour_shift_costs_even_where_brightness_stays():
