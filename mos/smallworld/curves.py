@@ -30,20 +30,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def draw_curves(directory: Path, path: Path) -> Path:
-    """Draw what `directory`'s logs hold: the autoencoder's PSNR, the losses of the base, scorer and probe.
+    """Draw what `directory`'s logs hold: the PSNR of autoencoder and decoder, the losses of the base, scorer and probe.
 
     Raises:
         NotFoundError: If it holds none.
     """
     plots = (
         ("autoencoder.jsonl", "psnr", "autoencoder: PSNR in dB"),
+        ("decoder.jsonl", "psnr", "decoder: PSNR in dB"),
         ("base.jsonl", "loss", "text encoder and U-Net: loss"),
         ("probe.jsonl", "loss", "probe: loss"),
         ("scorer.jsonl", "loss", "scorer: loss"),
     )
     if not any((directory / name).is_file() for name, _, _ in plots):
         raise NotFoundError(f"{directory}: no log of a training there; name the folder given to pretrain --out")
-    canvas = Image.new("RGB", (2 * _WIDTH, 2 * _HEIGHT), "white")
+    canvas = Image.new("RGB", (2 * _WIDTH, (len(plots) + 1) // 2 * _HEIGHT), "white")
     for index, (name, key, title) in enumerate(plots):
         points = read_points(directory / name, key)
         if points:

@@ -15,16 +15,17 @@ import torch
 from mos.errors import BadInputError, ConflictError, MosError, NotFoundError
 from mos.smallworld.autoencoder import AutoencoderConfig, train_autoencoder
 from mos.smallworld.base import BaseConfig, train_base
+from mos.smallworld.decoder import DecoderConfig, train_decoder
 from mos.smallworld.probe_training import ProbeConfig, train_probe
 from mos.smallworld.scorer import ScorerConfig, train_scorer
 from mos.smallworld.world import World, load_world
 
-STAGES = ("autoencoder", "probe", "scorer", "base")
+STAGES = ("autoencoder", "decoder", "probe", "scorer", "base")
 EXPORTED = ("base", "scorer", "probe")
 _SHORT = ("probe", "scorer")
 """Stages without checkpoints: done or not."""
 
-_LOGS = ("autoencoder.jsonl", "probe.jsonl", "scorer.jsonl", "base.jsonl")
+_LOGS = ("autoencoder.jsonl", "decoder.jsonl", "probe.jsonl", "scorer.jsonl", "base.jsonl")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,6 +122,12 @@ def _autoencoder(directory: Path, world: World, options: argparse.Namespace) -> 
         train_autoencoder(directory, world, config, seed=options.seed, resume=options.resume, device=options.device)
 
 
+def _decoder(directory: Path, world: World, options: argparse.Namespace) -> None:
+    _need_autoencoder(directory)
+    config = _adjusted(DecoderConfig(), options)
+    train_decoder(directory, world, config, seed=options.seed, resume=options.resume, device=options.device)
+
+
 def _probe(directory: Path, world: World, options: argparse.Namespace) -> None:
     train_probe(directory, world, _adjusted(ProbeConfig(), options), seed=options.seed, device=options.device)
 
@@ -137,8 +144,7 @@ def _scorer(directory: Path, world: World, options: argparse.Namespace) -> None:
 
 
 def _base(directory: Path, world: World, options: argparse.Namespace) -> None:
-    if not (directory / "autoencoder").is_dir():
-        raise NotFoundError(f"{directory}: no autoencoder yet; run --stage autoencoder first")
+    _need_autoencoder(directory)
     train_base(
         directory,
         world,
@@ -148,6 +154,11 @@ def _base(directory: Path, world: World, options: argparse.Namespace) -> None:
         device=options.device,
         from_weights=options.from_weights and options.from_weights / "base",
     )
+
+
+def _need_autoencoder(directory: Path) -> None:
+    if not (directory / "autoencoder").is_dir():
+        raise NotFoundError(f"{directory}: no autoencoder yet; run --stage autoencoder first")
 
 
 def _adjusted(config: Any, options: argparse.Namespace) -> Any:
@@ -194,6 +205,7 @@ def _parser() -> argparse.ArgumentParser:
 
 _STAGE_RUNS: dict[str, Callable[[Path, World, argparse.Namespace], None]] = {
     "autoencoder": _autoencoder,
+    "decoder": _decoder,
     "probe": _probe,
     "scorer": _scorer,
     "base": _base,

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKL
 from mos.smallworld.architecture import build_autoencoder, build_text_encoder, build_unet
 from mos.smallworld.autoencoder import drop_posterior_noise, normalise_latents, reconstruction_loss
 from mos.smallworld.base import BaseConfig, BaseTraining, LatentCache, learning_rate, timestep_weight
+from mos.smallworld.decoder import DecoderConfig, DecoderTraining, decoder_rate
 from mos.smallworld.pictures import SHARD_SIZE
 from mos.smallworld.pretrain import main
 from mos.smallworld.tokenizer import build_tokenizer
@@ -55,6 +56,40 @@ def test_what_the_encoder_samples_is_the_mean_that_the_base_learns():
         after = model.encode(images).latent_dist
     assert torch.equal(after.mean, mean)
     torch.testing.assert_close(after.sample(torch.Generator().manual_seed(0)), mean, atol=1e-5, rtol=0)
+
+
+def decoder_run(training, steps, seed=3):
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(1))
+    pictures = torch.randint(0, 255, (2, 16, 16, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    return [training.train_step(latents, pictures, generator) for _ in range(steps)]
+
+
+def test_the_decoder_learns_and_the_latents_keep_their_meaning():
+    torch.manual_seed(1)
+    training = DecoderTraining(build_autoencoder(), DecoderConfig(steps=12, warmup=1))
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    before = training.model.encode(images).latent_dist.mean
+    losses = decoder_run(training, 12)
+    assert losses[-1] < 0.8 * losses[0]
+    assert torch.equal(training.model.encode(images).latent_dist.mean, before)
+
+
+def test_a_decoder_goes_on_from_its_checkpoint_as_if_never_stopped():
+    config = DecoderConfig(steps=8, warmup=1)
+    torch.manual_seed(1)
+    whole, first = (DecoderTraining(model, config) for model in (build_autoencoder(), build_autoencoder()))
+    first.model.load_state_dict(whole.model.state_dict())
+    decoder_run(whole, 4)
+    decoder_run(first, 4)
+    second = DecoderTraining(build_autoencoder(), config)
+    second.load_state_dict(first.state_dict())
+    assert decoder_run(second, 4, seed=4) == decoder_run(whole, 4, seed=4)
+
+
+def test_a_decoder_rate_warms_up_and_falls_to_nearly_nothing():
+    config = DecoderConfig(steps=100, warmup=10, lr=1.0)
+    assert [decoder_rate(step, config) for step in (0, 50, 99)] == pytest.approx([0.1, 0.5, 0.0], abs=0.01)
 
 
 def test_a_colour_shift_costs_even_where_brightness_stays():
@@ -149,7 +184,7 @@ def test_every_stage_runs_in_order_and_exports_with_digests(tmp_path):
     world = tmp_path / "world.toml"
     world.write_text('classes = ["cat", "mug"]\nbackdrops = ["beach", "space"]\n')
     out = tmp_path / "run"
-    for stage in ("autoencoder", "probe", "scorer", "base"):
+    for stage in ("autoencoder", "decoder", "probe", "scorer", "base"):
         arguments = ["--stage", stage, "--steps", "4", "--workers", "2", "--shards", "1", "--world", str(world)]
         assert main([*arguments, "--out", str(out)]) == 0
     assert main(["--stage", "probe", "--out", str(out)]) == 5
