@@ -107,9 +107,7 @@ class Feed:
         device, dtype, moments = self._base.device, self.moments.mean.dtype, self.moments
         latents = moments.mean[views] + moments.deviation[views] * posterior.to(device, dtype)
         use_mask = moments.has_mask[views] if self._config.masked_loss else torch.zeros_like(moments.has_mask[views])
-        valid = moments.valid[views]
-        subject = torch.maximum(moments.mask[views], self._config.background_weight * valid)
-        weight = torch.where(use_mask.view(-1, 1, 1, 1), subject, valid)
+        weight = torch.where(use_mask.view(-1, 1, 1, 1), moments.mask[views], moments.valid[views])
         rows = [self._tokens(caption) for caption in captions]
         return Batch(
             latents=latents * self._base.facts.scaling_factor,

@@ -40,7 +40,6 @@ class TrainingConfig:
         embedding_norm_stop: freeze the embeddings when their mean norm reaches this, in the same units.
         noise_offset: share of a constant noise a channel.
         masked_loss: weight the loss by the concept's mask where a picture has one.
-        background_weight: of what lies outside that mask; 0 leaves it out, 1 is as without masks.
         attention_regulariser: ``outside`` keeps both words' attention inside the mask, ``full-identity``
             also asks V_class to cover it.
         attention_weight: of that regulariser.
@@ -77,7 +76,6 @@ class TrainingConfig:
     embedding_norm_stop: float = 0.55
     noise_offset: float = 0.01
     masked_loss: bool = True
-    background_weight: float = 0.0
     attention_regulariser: Regulariser = "none"
     attention_weight: float = 0.01
     min_snr_gamma: float | None = None
@@ -119,7 +117,6 @@ class TrainingConfig:
             (self.initializer_sigma >= 0, f"initializer_sigma {self.initializer_sigma}"),
             (self.embedding_norm_stop > 0, f"embedding_norm_stop {self.embedding_norm_stop}"),
             (0 <= self.noise_offset <= 1, f"noise_offset {self.noise_offset}, expected 0 to 1"),
-            (0 <= self.background_weight <= 1, f"background_weight {self.background_weight}, expected 0 to 1"),
             (self.attention_regulariser in ("none", "outside", "full-identity"),
              f"attention_regulariser {self.attention_regulariser!r}"),
             (self.attention_weight >= 0, f"attention_weight {self.attention_weight}"),
@@ -154,14 +151,14 @@ def _as_text(value: Any) -> str:
 
 _PAPER = TrainingConfig()
 _SMALL_WORLD = TrainingConfig(
-    steps=260,
+    steps=130,
     batch_size=8,
     lr_embedding=1e-2,
     lr_text_encoder=1e-4,
     lr_unet=1e-3,
     min_snr_gamma=5.0,
     embedding_norm_stop=1.6,
-    background_weight=0.1,
+    masked_loss=False,
     shuffle_captions=False,
 )
 _ONE_TOKEN: Mapping[str, Any] = {"num_words": 1, "layerwise": False}
@@ -175,8 +172,8 @@ PRESETS: Mapping[str, TrainingConfig] = {
     "textual-inversion": replace(_PAPER, **_EMBEDDING_ONLY, layerwise=False, lr_embedding=5e-3),
     "p-plus": replace(_PAPER, **_EMBEDDING_ONLY, lr_embedding=5e-3),
     "small-world-lora": replace(_SMALL_WORLD, **_ONE_TOKEN),
-    "small-world-textual-inversion": replace(_SMALL_WORLD, **_EMBEDDING_ONLY, layerwise=False),
-    "small-world-p-plus": replace(_SMALL_WORLD, **_EMBEDDING_ONLY),
+    "small-world-textual-inversion": replace(_SMALL_WORLD, steps=260, **_EMBEDDING_ONLY, layerwise=False),
+    "small-world-p-plus": replace(_SMALL_WORLD, steps=260, **_EMBEDDING_ONLY),
 }
 """Named recipes. ``paper`` is for objects, ``paper-human`` for people; the rest are baselines of the same trainer."""
 
