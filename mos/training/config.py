@@ -151,7 +151,7 @@ def _as_text(value: Any) -> str:
 
 _PAPER = TrainingConfig()
 _SMALL_WORLD = TrainingConfig(
-    steps=130,
+    steps=260,
     batch_size=8,
     lr_embedding=1e-2,
     lr_text_encoder=1e-4,
@@ -172,8 +172,8 @@ PRESETS: Mapping[str, TrainingConfig] = {
     "textual-inversion": replace(_PAPER, **_EMBEDDING_ONLY, layerwise=False, lr_embedding=5e-3),
     "p-plus": replace(_PAPER, **_EMBEDDING_ONLY, lr_embedding=5e-3),
     "small-world-lora": replace(_SMALL_WORLD, **_ONE_TOKEN),
-    "small-world-textual-inversion": replace(_SMALL_WORLD, steps=260, **_EMBEDDING_ONLY, layerwise=False),
-    "small-world-p-plus": replace(_SMALL_WORLD, steps=260, **_EMBEDDING_ONLY),
+    "small-world-textual-inversion": replace(_SMALL_WORLD, **_EMBEDDING_ONLY, layerwise=False),
+    "small-world-p-plus": replace(_SMALL_WORLD, **_EMBEDDING_ONLY),
 }
 """Named recipes. ``paper`` is for objects, ``paper-human`` for people; the rest are baselines of the same trainer."""
 

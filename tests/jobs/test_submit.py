@@ -74,7 +74,7 @@ def test_the_cost_is_said_before_the_start() -> None:
     config = PRESETS["small-world"]
     prepared = PreparedConcept(spec=spec, run_id="concept-x", config=config, data=data, spec_sha256="")
     text = expectation(prepared, facts)
-    assert "4 pictures, 130 steps of 8 for each of 3 seeds; about" in text
+    assert "4 pictures, 260 steps of 8 for each of 3 seeds; about" in text
     (minutes,) = re.findall(r"about ([\d.]+) minutes of a CPU core", text)
     measured = 3 * 80 / 60  # CPU seconds of the small world's concepts in `make demo`
     assert measured / 3 < float(minutes) < measured * 3

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 from mos.smallworld.architecture import build_autoencoder, build_text_encoder, build_unet
 from mos.smallworld.autoencoder import drop_posterior_noise, normalise_latents, reconstruction_loss
 from mos.smallworld.base import BaseConfig, BaseTraining, LatentCache, learning_rate, timestep_weight
-from mos.smallworld.decoder import DecoderConfig, DecoderTraining, decoder_rate
+from mos.smallworld.decoder import DecoderConfig, DecoderTraining, decoder_rate, detail_loss
 from mos.smallworld.pictures import SHARD_SIZE
 from mos.smallworld.pretrain import main
 from mos.smallworld.tokenizer import build_tokenizer
@@ -85,6 +85,18 @@ def test_a_decoder_goes_on_from_its_checkpoint_as_if_never_stopped():
     second = DecoderTraining(build_autoencoder(), config)
     second.load_state_dict(first.state_dict())
     assert decoder_run(second, 4, seed=4) == decoder_run(whole, 4, seed=4)
+
+
+def test_an_outline_weighs_more_than_a_sky():
+    target = torch.full((1, 3, 8, 8), -1.0)
+    target[..., 1] = 1.0
+    at_the_line, in_the_sky = target.clone(), target.clone()
+    at_the_line[..., 1] -= 0.5
+    in_the_sky[..., 6] += 0.5
+    assert float(detail_loss(target, target, 8.0)) == 0
+    assert float(detail_loss(at_the_line, target, 0.0)) == pytest.approx(float(detail_loss(in_the_sky, target, 0.0)))
+    found = float(detail_loss(at_the_line, target, 8.0)) / float(detail_loss(in_the_sky, target, 8.0))
+    assert found == pytest.approx(9.0)
 
 
 def test_a_decoder_rate_warms_up_and_falls_to_nearly_nothing():
