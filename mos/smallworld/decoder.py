@@ -54,18 +54,21 @@ def train_decoder(
 ) -> Path:
     """Train the decoder of `directory/autoencoder` and replace it there, and in `directory/base` if there is one.
 
-    Checkpoints every 250 steps to `directory/decoder.ckpt`, and logs the PSNR of 128 training pictures.
+    Checkpoints every 250 steps to `directory/decoder.ckpt`, and logs the PSNR of 128 pictures it does not learn from.
     """
     model = AutoencoderKL.from_pretrained(directory / "autoencoder")
     shards = [encode_shard(directory, shard, model, seed=seed, world=world) for shard in range(config.num_shards)]
     latents = torch.from_numpy(np.concatenate([np.load(path) for path in shards]))
-    drawn = [draw_shard(directory / "pictures", shard, seed=seed, world=world) for shard in range(config.num_shards)]
-    pictures = torch.from_numpy(np.concatenate([np.load(path) for path in drawn]))
+    drawn = [
+        draw_shard(directory / "pictures", shard, seed=seed, world=world) for shard in range(config.num_shards + 1)
+    ]
+    pictures = torch.from_numpy(np.concatenate([np.load(path) for path in drawn[:-1]]))
+    judged = torch.from_numpy(np.load(drawn[-1])[:_JUDGED])
     training = DecoderTraining(model.to(device), config)
     checkpoint = directory / "decoder.ckpt"
     if resume and checkpoint.exists():
         training.load_state_dict(torch.load(checkpoint, weights_only=True))
-    for line in _steps(training, latents, pictures, seed=seed):
+    for line in _steps(training, latents, pictures, judged, seed=seed):
         log_line(directory / "decoder.jsonl", line)
         write_checkpoint(checkpoint, training.state_dict())
     return _finish(directory, training.model)
@@ -135,7 +138,7 @@ def decoder_rate(step: int, config: DecoderConfig) -> float:
 
 
 def _steps(
-    training: DecoderTraining, latents: torch.Tensor, pictures: torch.Tensor, *, seed: int
+    training: DecoderTraining, latents: torch.Tensor, pictures: torch.Tensor, judged: torch.Tensor, *, seed: int
 ) -> Iterator[dict[str, float]]:
     config = training.config
     generator = torch.Generator().manual_seed(seed + training.step)
@@ -148,7 +151,7 @@ def _steps(
             yield {
                 "step": training.step,
                 "loss": round(float(np.mean(losses)), 5),
-                "psnr": round(psnr(training.model, pictures[:_JUDGED]), 2),
+                "psnr": round(psnr(training.model, judged), 2),
                 "seconds": round(time.monotonic() - started, 1),
             }
             losses.clear()
