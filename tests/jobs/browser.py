@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from pathlib import Path
@@ -24,7 +25,8 @@ class Browser:
         self.requests: list[str] = []
 
     def __enter__(self) -> Self:
-        self._profile = tempfile.TemporaryDirectory()
+        # Chromium's children may still write for a moment after it is gone.
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         to_child, self._out = os.pipe()
         self._in, from_child = os.pipe()
         arguments = [
@@ -38,7 +40,12 @@ class Browser:
             os.dup2(second, 4)
 
         self._process = subprocess.Popen(
-            arguments, preexec_fn=wire, pass_fds=(3, 4), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            arguments,
+            preexec_fn=wire,
+            pass_fds=(3, 4),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         os.close(to_child)
         os.close(from_child)
@@ -51,7 +58,7 @@ class Browser:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         os.close(self._out)
         os.close(self._in)
