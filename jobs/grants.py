@@ -16,6 +16,7 @@ from mos.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from cluster.checkpoint import RunPlace
+    from cluster.runs import RunRecord
     from jobs.train_concept import PreparedConcept
     from registry import Registry
 
@@ -59,6 +60,23 @@ def sign_grant(prepared: "PreparedConcept", registry: "Registry", publisher: str
         expires_at=format_time(time.time() + days * _DAY_S),
     )
     return grant.sign(key).to_bytes()
+
+
+def grant_in_force(record: "RunRecord") -> bytes | None:
+    """The grant a run was sent with, if it still holds: signed for this very run, it may be sent with it again."""
+    if not record.spec.get("granted"):
+        return None
+    from cluster.places import RegistryPlaces
+    from registry.errors import ObjectMissingError
+    from registry.fields import check_time
+    from registry.grant import Grant
+
+    try:
+        content = RegistryPlaces(record.spec["registry"])(record.run_id).get(GRANT)
+    except ObjectMissingError:
+        return None
+    grant = Grant.read(Grant.envelope(content, record.run_id))
+    return content if check_time(grant.expires_at, "publication grant") > time.time() else None
 
 
 def publish_granted(place: "RunPlace", run_id: str, registry_url: str, request: Mapping[str, Any]) -> str:

@@ -48,6 +48,7 @@ def submit_concept(
     checkpoint_every: int = CHECKPOINT_EVERY,
     grant_days: int = 0,
     publisher: str = "",
+    grant: bytes | None = None,
 ) -> dict[str, Any]:
     """Train and publish a concept, or say what that would take.
 
@@ -62,6 +63,7 @@ def submit_concept(
         checkpoint_every: Steps between checkpoints.
         grant_days: Let the cluster publish by itself for so many days; 0 for not at all.
         publisher: The cluster's public key; default that of the head started here.
+        grant: One signed for this run before, when no days are given.
 
     Raises:
         MosError: Whatever is wrong with the spec, the pictures, the registry, the cluster or the training.
@@ -87,7 +89,8 @@ def submit_concept(
     from jobs.grants import publisher_of, sign_grant
     from jobs.remote_runs import submit_remote_concept
 
-    grant = sign_grant(prepared, registry, publisher_of(ray_address, publisher), grant_days) if grant_days else None
+    if grant_days:
+        grant = sign_grant(prepared, registry, publisher_of(ray_address, publisher), grant_days)
     record = submit_remote_concept(
         prepared, registry, book, ray_address, checkpoint_every=checkpoint_every, grant=grant
     )
@@ -337,7 +340,7 @@ def cancel_run(run: str) -> RunRecord:
 
 
 def retry_run(run: str, *, is_waiting: bool = True) -> RunRecord:
-    """Submit a run that was cancelled or failed again; it goes on from its last checkpoint.
+    """Submit a run that was cancelled or failed again; it goes on from its last checkpoint, with its grant.
 
     Raises:
         BadInputError: If it is done, or still at work.
@@ -365,7 +368,13 @@ def retry_run(run: str, *, is_waiting: bool = True) -> RunRecord:
             is_waiting=is_waiting or not record.address,
         )
     else:
-        spec = ConceptSpec.from_json(values)
-        here = is_waiting or not record.address
-        submit_concept(spec, record.spec["registry"], ray_address=record.address or None, is_waiting=here)
+        from jobs.grants import grant_in_force
+
+        submit_concept(
+            ConceptSpec.from_json(values),
+            record.spec["registry"],
+            ray_address=record.address or None,
+            is_waiting=is_waiting or not record.address,
+            grant=grant_in_force(record),
+        )
     return book.get(record.run_id)

@@ -186,9 +186,13 @@ def test_two_owners_share_one_trainer_which_ends_when_both_are_done(cluster: Clu
     wait_until(lambda: are_equal(mos.data("cluster", "status")["resources"]["CPU"]), "all is free", timeout_s=60)
 
 
-def test_the_cluster_publishes_for_an_owner_who_is_away(cluster: Cluster) -> None:
+def test_the_cluster_publishes_for_an_owner_who_is_away_also_when_the_run_is_tried_again(cluster: Cluster) -> None:
     mos = cluster.mos
-    run = str(mos.data(*cluster.concept("dave", "mug", "--no-wait", "--grant-days", "1"))["run"])
+    run = str(mos.data(*cluster.concept("dave", "mug", "--no-wait", "--grant-days", "1", steps=250))["run"])
+    wait_until(lambda: "step" in kinds(mos.data("jobs", "ls") and mos.events(run)), "a step")
+    mos("jobs", "cancel", run)
+    mos("jobs", "wait", run, code=9)
+    mos("jobs", "retry", run, "--no-wait")
     key = mos.home / "keys" / "owners" / "dave.key"
     key.rename(key.with_suffix(".away"))
     place = cluster.registry / "users" / "dave" / "m" / "mug" / "000001.json"
