@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw
 
+from jobs.gallery.lines import Line, Panel, line_figure
 from mos.evaluation.drawing import FLOOR_BASE, MARKS
 from mos.evaluation.intervals import bootstrap_mean
 from mos.evaluation.results import METRICS, values_of
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from cluster.evaluation_rows import ScoredPicture
 
 Cells = Mapping[tuple[str, int], Sequence["ScoredPicture"]]
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#c44e52", "#e7969c", "#7f0000")
 PANELS = (
     ("probe_identity", "identity kept (probe)"),
     ("probe_pattern", "pattern kept (probe)"),
@@ -139,55 +139,13 @@ def picture_grid(curve: "Curve", cells: Cells, size: int, *, prompts: int, side:
 
 def curve_figure(table: Sequence[SummaryRow], sizes: Sequence[int]) -> str:
     """One panel a metric, number of concepts across, a line a method, as SVG."""
-    from benchmarks.fusion_curve import METHODS
+    from benchmarks.fusion_curve import METHODS, SINGLE
 
-    width, height, columns = 300, 210, 3
-    lines = {**dict(zip(METHODS, COLOURS, strict=True)), "single": "#000000"}
-    parts = []
-    for index, (metric, title) in enumerate(PANELS):
-        rows = [row for row in table if row.metric == metric and row.method in lines]
-        parts.append(
-            f'<g transform="translate({index % columns * width},{index // columns * height})">'
-            f"{_panel(rows, lines, title, sizes, width, height)}</g>"
-        )
-    bottom = -(-len(PANELS) // columns) * height
-    for index, (method, colour) in enumerate(lines.items()):
-        x, y = 20 + index % 3 * width, bottom + 14 + index // 3 * 18
-        parts.append(f'<line x1="{x}" x2="{x + 22}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>')
-        parts.append(f'<text x="{x + 28}" y="{y + 4}">{method}</text>')
-    size = f'viewBox="0 0 {columns * width} {bottom + 70}"'
-    style = 'font-family="sans-serif" font-size="11"'
-    background = '<rect width="100%" height="100%" fill="white"/>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{background}{"".join(parts)}</svg>\n'
+    def line(method: str, metric: str) -> Line:
+        points = sorted((row.num_concepts, row.mean) for row in table if row.method == method and row.metric == metric)
+        return Line(label=method, points=points, is_reference=method == SINGLE)
 
-
-def _panel(
-    rows: Sequence[SummaryRow],
-    lines: Mapping[str, str],
-    title: str,
-    sizes: Sequence[int],
-    width: int,
-    height: int,
-) -> str:
-    left, right, top, bottom = 34, width - 12, 26, height - 28
-    high = max([row.mean for row in rows] + [1e-6]) * 1.05
-
-    def x(count: int) -> float:
-        return left + sizes.index(count) / max(len(sizes) - 1, 1) * (right - left)
-
-    def y(value: float) -> float:
-        return bottom - value / high * (bottom - top)
-
-    parts = [f'<text x="{left}" y="16" font-weight="bold">{title}</text>']
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        value = high * share
-        parts.append(f'<line x1="{left}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="2" y="{y(value) + 4:.1f}">{value:.2f}</text>')
-    parts += [f'<text x="{x(count):.1f}" y="{bottom + 16}" text-anchor="middle">{count}</text>' for count in sizes]
-    for method, colour in lines.items():
-        own = sorted((row.num_concepts, row.mean) for row in rows if row.method == method)
-        points = " ".join(f"{x(count):.1f},{y(value):.1f}" for count, value in own)
-        dash = ' stroke-dasharray="4 3"' if method == "single" else ""
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>')
-        parts += [f'<circle cx="{x(count):.1f}" cy="{y(value):.1f}" r="3" fill="{colour}"/>' for count, value in own]
-    return "".join(parts)
+    return line_figure(
+        [Panel(title=title, lines=[line(method, metric) for method in (*METHODS, SINGLE)]) for metric, title in PANELS],
+        sizes,
+    )

@@ -1,14 +1,14 @@
 """The paper's claims, answered from the rows of a table: docs/claims.md, its figures and its HTML report."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jobs.table_config import FUSIONS, SCALE_ZERO, SINGLES, TableConfig, TableRun, fused_method
+from jobs.table_figures import grid_sizes, kept_figure, write_grid
 from mos.evaluation.drawing import CEILING_AUTOENCODER, CEILING_RENDERS, FLOOR_BASE, FLOOR_OTHER
 from mos.evaluation.intervals import Interval
-from mos.evaluation.results import PictureScore, summarise, values_of
+from mos.evaluation.results import METRICS, PictureScore, summarise, values_of
 from mos.evaluation.verdicts import (
     MAX_LOSS_SHARE,
     PRIMARY,
@@ -20,12 +20,18 @@ from mos.evaluation.verdicts import (
     readiness,
 )
 
-if TYPE_CHECKING:
-    from cluster.evaluation_rows import ScoredPicture
-
 BY_HAND = "<!-- Written by hand from here on; kept when the page is made again. -->"
 
-SHOWN = (PRIMARY, "probe_pattern", "probe_accessory", "image_alignment_pairwise", "text_alignment", "probe_backdrop")
+SHOWN = (
+    PRIMARY,
+    "probe_pattern",
+    "probe_accessory",
+    "image_alignment_pairwise",
+    "text_alignment",
+    "probe_backdrop",
+    "drift",
+)
+"""What the two tables show; the others stand in a table of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,40 +58,49 @@ def losses(values: Values, config: TableConfig) -> list[Loss]:
     return found
 
 
-def answers(values: Values, config: TableConfig) -> list[Verdict]:
-    """The questions of the paper, each at every size, with its paired interval over concepts."""
-    verdicts = []
+def answers(values: Values, config: TableConfig) -> dict[str, dict[int, Verdict]]:
+    """The paper's questions about fusing: question -> number of concepts -> answer, paired, over concepts."""
+    found: dict[str, dict[int, Verdict]] = {}
     for size in config.sizes:
-        name = {row: fused_method(row, size) for row in FUSIONS}
-        if comparable(values, "LoRA", "ED-LoRA", name["LoRA + average"], name["ED-LoRA + average"]):
-            margin = {"LoRA": 1.0, name["LoRA + average"]: -1.0, "ED-LoRA": -1.0, name["ED-LoRA + average"]: 1.0}
-            verdicts.append(_answer(f"Averaging {size} concepts costs ED-LoRA less than LoRA.", values, margin))
-        for row in FUSIONS:
-            if "gradient" in row and comparable(values, "ED-LoRA", name["ED-LoRA + average"], name[row]):
-                claim = f"{row} of {size} keeps more of the identities than averaging."
-                margin = {name[row]: 1.0, name["ED-LoRA + average"]: -1.0}
-                verdicts += [_answer(claim, values, margin), _third(row, size, values, name)]
-    if comparable(values, SCALE_ZERO, FLOOR_BASE):
-        claim = "At LoRA scale 0 the words alone show more of the identity than the untrained base."
-        verdicts.append(_answer(claim, values, {SCALE_ZERO: 1.0, FLOOR_BASE: -1.0}))
-    return verdicts
+        for verdict in _answers_of(size, values):
+            found.setdefault(verdict.statement, {})[size] = verdict
+    return found
 
 
-def _third(row: str, size: int, values: Values, name: Mapping[str, str]) -> Verdict:
-    averaging = combined(values, {"ED-LoRA": 1.0, name["ED-LoRA + average"]: -1.0}, True)
-    claim = f"{row} of {size} loses at most a third of what averaging loses."
+def _answers_of(size: int, values: Values) -> Iterator[Verdict]:
+    name = {row: fused_method(row, size) for row in FUSIONS}
+    averaged = name["ED-LoRA + average"]
+    if comparable(values, "LoRA", "ED-LoRA", name["LoRA + average"], averaged):
+        margin = {"LoRA": 1.0, name["LoRA + average"]: -1.0, "ED-LoRA": -1.0, averaged: 1.0}
+        yield _answer("Averaging costs ED-LoRA less than LoRA.", values, margin)
+    for row in FUSIONS:
+        if "gradient" in row and comparable(values, "ED-LoRA", averaged, name[row]):
+            yield _answer(f"{row} keeps more than averaging.", values, {name[row]: 1.0, averaged: -1.0})
+            yield _third(row, values, name[row], averaged)
+
+
+def scale_zero(values: Values) -> Verdict | None:
+    """Whether the words carry an identity without the updates; None where they were not drawn."""
+    if not comparable(values, SCALE_ZERO, FLOOR_BASE):
+        return None
+    claim = "At LoRA scale 0 the words alone show more of the identity than the untrained base."
+    return _answer(claim, values, {SCALE_ZERO: 1.0, FLOOR_BASE: -1.0})
+
+
+def _third(row: str, values: Values, fused: str, averaged: str) -> Verdict:
+    averaging = combined(values, {"ED-LoRA": 1.0, averaged: -1.0}, True)
+    claim = f"{row} loses at most a third of what averaging loses."
     if not averaging.above_zero:
         return Verdict(statement=claim, holds=None, evidence=f"averaging itself loses {averaging}")
-    weights = {"ED-LoRA": MAX_LOSS_SHARE - 1.0, name[row]: 1.0, name["ED-LoRA + average"]: -MAX_LOSS_SHARE}
-    verdict = _answer(claim, values, weights)
-    own = combined(values, {"ED-LoRA": 1.0, name[row]: -1.0}, True)
-    return Verdict(statement=claim, holds=verdict.holds, evidence=f"it loses {own}, averaging {averaging}")
+    verdict = _answer(claim, values, {"ED-LoRA": MAX_LOSS_SHARE - 1.0, fused: 1.0, averaged: -MAX_LOSS_SHARE})
+    own = combined(values, {"ED-LoRA": 1.0, fused: -1.0}, True)
+    return Verdict(statement=claim, holds=verdict.holds, evidence=f"{own} against {averaging}")
 
 
 def _answer(statement: str, values: Values, weights: dict[str, float]) -> Verdict:
     interval = combined(values, weights, True)
     holds = True if interval.above_zero else (False if interval.below_zero else None)
-    return Verdict(statement=statement, holds=holds, evidence=f"margin {interval} over {interval.count} pairs")
+    return Verdict(statement=statement, holds=holds, evidence=str(interval))
 
 
 def write_claims(run: TableRun, digest: str, blocks: Sequence[str], docs: Path | None) -> Path:
@@ -99,7 +114,9 @@ def write_claims(run: TableRun, digest: str, blocks: Sequence[str], docs: Path |
     for page in [run.folder / "claims.md", *([docs] if docs else [])]:
         figures = page.parent / page.stem
         figures.mkdir(parents=True, exist_ok=True)
-        write_grid(rows, run.config, figures / "grid.png")
+        for size in grid_sizes(run.config):
+            write_grid(rows, run.config, size, figures / f"grid-{size}.png")
+        (figures / "kept.svg").write_text(kept_figure([row.score for row in rows], run.config), encoding="utf-8")
         text = claims_page(run, digest, [row.score for row in rows], figures.name)
         page.write_text(text + _by_hand(page), encoding="utf-8")
     return run.folder / "claims.md"
@@ -120,23 +137,30 @@ def claims_page(run: TableRun, digest: str, scores: Sequence[PictureScore], figu
         for method in dict.fromkeys(row.method for row in scores)
     }
     values = {method: found for method, found in values.items() if found}
+    unfused = [CEILING_RENDERS, CEILING_AUTOENCODER, *SINGLES, SCALE_ZERO, FLOOR_OTHER, FLOOR_BASE]
+    fused = [fused_method(row, size) for size in run.config.sizes for row in FUSIONS]
     parts = [
         "# The paper's claims, measured on the small world",
         _introduction(run, digest, scores, primary),
         "## May this base tell?",
         _gate(scores),
         "## Answers",
-        *(_verdict_line(verdict) for verdict in answers(values, run.config)),
+        _answer_table(answers(values, run.config), run.config.sizes),
+        _scale_zero_line(scale_zero(values)),
         _missing(run.config, scores),
         "## Before fusion, with ceilings and floors",
-        _table(scores, [CEILING_RENDERS, CEILING_AUTOENCODER, *SINGLES, SCALE_ZERO, FLOOR_OTHER, FLOOR_BASE]),
+        _table(scores, unfused, SHOWN),
         "## After fusion",
-        _table(scores, [fused_method(row, size) for size in run.config.sizes for row in FUSIONS]),
+        _table(scores, fused, SHOWN),
         f"## What fusing costs: {primary}, single minus fused",
         _loss_table(losses(values, run.config)),
+        "Means over the concepts that were fused; dashed what the same concepts keep alone. Intervals: the tables.",
+        f"![Each measure over the number of concepts fused]({figures}/kept.svg)",
+        "## The other measures",
+        _table(scores, unfused + fused, [metric.name for metric in METRICS if metric.name not in SHOWN]),
         "## Pictures",
-        "One prompt and one first noise along a row; columns as named above the picture.",
-        f"![The same prompts drawn by each method]({figures}/grid.png)",
+        "One prompt and one first noise along a row; columns as named above the pictures.",
+        *(f"![{size} concepts fused]({figures}/grid-{size}.png)" for size in grid_sizes(run.config)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -204,18 +228,29 @@ def _gate(scores: Sequence[PictureScore]) -> str:
     return f"{'Yes' if ready.holds else 'No'}: {ready.evidence}.{tail}"
 
 
-def _verdict_line(verdict: Verdict) -> str:
-    word = {True: "Yes", False: "No", None: "Cannot be told"}[verdict.holds]
-    return f"- **{word}.** {verdict.statement} ({verdict.evidence})"
+WORDS = {True: "yes", False: "no", None: "cannot be told"}
 
 
-def _table(scores: Sequence[PictureScore], methods: Sequence[str]) -> str:
+def _answer_table(found: Mapping[str, Mapping[int, Verdict]], sizes: Sequence[int]) -> str:
+    """A question a line, a size a column: the answer, then the difference that decides or both losses."""
+    lines = ["| concepts fused | " + " | ".join(map(str, sizes)) + " |", "|---" * (len(sizes) + 1) + "|"]
+    for question, verdicts in found.items():
+        cells = [f"**{WORDS[verdicts[n].holds]}** {verdicts[n].evidence}" if n in verdicts else "" for n in sizes]
+        lines.append(f"| {question} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) if found else ""
+
+
+def _scale_zero_line(verdict: Verdict | None) -> str:
+    return f"{verdict.statement} **{WORDS[verdict.holds]}**, by {verdict.evidence}." if verdict else ""
+
+
+def _table(scores: Sequence[PictureScore], methods: Sequence[str], metrics: Sequence[str]) -> str:
     cells = {cell.method: cell for cell in summarise(scores, by_concept=True)}
     present = [method for method in methods if method in cells]
-    metrics = [name for name in (*SHOWN, "drift") if any(name in cells[method].intervals for method in present)]
-    lines = ["| | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
+    columns = [name for name in metrics if any(name in cells[method].intervals for method in present)]
+    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for method in present:
-        shown = [str(cells[method].intervals[name]) if name in cells[method].intervals else "" for name in metrics]
+        shown = [str(cells[method].intervals[name]) if name in cells[method].intervals else "" for name in columns]
         lines.append(f"| {method} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
@@ -224,39 +259,3 @@ def _loss_table(found: Sequence[Loss]) -> str:
     lines = ["| | concepts | kept | lost |", "|---|---|---|---|"]
     lines += [f"| {item.row} | {item.size} | {item.level} | {item.loss} |" for item in found]
     return "\n".join(lines)
-
-
-def write_grid(rows: "Sequence[ScoredPicture]", config: TableConfig, path: Path) -> None:
-    """One row a concept, one column a method: the first prompt's first seed, training seed 0, smallest fusion."""
-    import io
-
-    from PIL import Image, ImageDraw
-
-    size = config.sizes[0] if config.sizes else 0
-    methods = [CEILING_RENDERS, *SINGLES, SCALE_ZERO, *(fused_method(row, size) for row in FUSIONS), FLOOR_BASE]
-    found: dict[tuple[str, str], tuple[int, bytes]] = {}
-    for row in rows:
-        key = (row.score.concept, row.score.method)
-        if row.png and (key not in found or row.score.seed < found[key][0]):
-            found[key] = (row.score.seed, row.png)
-    concepts = [str(config.ref(index, 0)) for index in range(max(size, min(config.num_concepts, 6)))]
-    present = [method for method in methods if any((concept, method) in found for concept in concepts)]
-    side, top = 96, 58
-    sheet = Image.new("RGB", (side * len(present), top + side * len(concepts)), (251, 250, 247))
-    draw = ImageDraw.Draw(sheet)
-    for column, method in enumerate(present):
-        draw.multiline_text((column * side + 4, 4), _wrapped(method), fill=(31, 35, 40), font_size=11)
-        for line, concept in enumerate(concepts):
-            if (concept, method) in found:
-                image = Image.open(io.BytesIO(found[concept, method][1])).resize((side - 4, side - 4))
-                sheet.paste(image, (column * side + 2, top + line * side + 2))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
-
-
-def _wrapped(text: str) -> str:
-    """Words on lines of at most 15 letters."""
-    lines = [""]
-    for word in text.split():
-        lines = [*lines, word] if len(lines[-1]) + len(word) > 14 else [*lines[:-1], f"{lines[-1]} {word}".strip()]
-    return "\n".join(lines[-4:])

@@ -53,7 +53,8 @@ def bootstrap_mean(
     """Percentile bootstrap interval of the mean.
 
     With `groups`, whole groups are drawn with replacement (and their values pooled), so that pictures of one
-    concept, which are alike, do not count as independent evidence.
+    concept, which are alike, do not count as independent evidence. Of one group alone its values are drawn: the
+    interval then speaks of that group only.
 
     Args:
         values: [n], finite.
@@ -102,11 +103,11 @@ def paired_difference(
 def _group_totals(
     data: NDArray[np.float64], groups: Sequence[Any] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sum and count of each group's values; every value is its own group without labels."""
-    if groups is None:
-        return data, np.ones_like(data)
-    if len(groups) != data.size:
+    """Sum and count of each group's values; every value is its own group without labels that differ."""
+    if groups is not None and len(groups) != data.size:
         raise BadInputError(f"{data.size} values but {len(groups)} group labels")
+    if groups is None or len({*groups}) == 1:
+        return data, np.ones_like(data)
     order = {label: index for index, label in enumerate(dict.fromkeys(groups))}
     index = np.array([order[label] for label in groups])
     sums = np.bincount(index, weights=data).astype(np.float64)

@@ -8,8 +8,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from jobs import evaluate_table
-from jobs.evaluate_claims import BY_HAND, answers, claims_page, command_line, losses
+from jobs.evaluate_claims import BY_HAND, answers, claims_page, command_line, losses, scale_zero
 from jobs.table_config import FUSIONS, SCALE_ZERO, TableConfig, TableRun, fused_method
+from jobs.table_figures import kept_figure
 from mos.errors import BadInputError, ConflictError
 from mos.evaluation.drawing import CEILING_AUTOENCODER, FLOOR_BASE
 from mos.evaluation.results import PictureScore, values_of
@@ -55,7 +56,8 @@ def test_one_command_trains_fuses_draws_scores_and_writes_and_then_finds_it_all_
     text = page.read_text()
     for words in ("ED-LoRA + gradient (exact) · 2", SCALE_ZERO, "Same prompts", "--concepts 2", "cannot be told"):
         assert words.lower() in text.lower()
-    with Image.open(page.parent / "claims" / "grid.png") as grid:
+    assert [path.name for path in sorted((page.parent / "claims").iterdir())] == ["grid-2.png", "kept.svg"]
+    with Image.open(page.parent / "claims" / "grid-2.png") as grid:
         assert grid.size == (96 * 6, 58 + 96 * 2)  # renders, ED-LoRA, its scale 0, two fusions, the bare base
     assert (out / "evaluation.html").read_text().count("<img") == 2 * 2 * 8
 
@@ -182,15 +184,31 @@ def by_method(scores):
 
 
 def test_the_questions_are_answered_from_paired_rows():
-    found = {verdict.statement: verdict.holds for verdict in answers(by_method(rows(LEVELS)), CONFIG)}
+    found = {question: verdicts[3].holds for question, verdicts in answers(by_method(rows(LEVELS)), CONFIG).items()}
     assert found == {
-        "Averaging 3 concepts costs ED-LoRA less than LoRA.": True,
-        "ED-LoRA + gradient (lbfgs) of 3 keeps more of the identities than averaging.": True,
-        "ED-LoRA + gradient (exact) of 3 keeps more of the identities than averaging.": True,
-        "ED-LoRA + gradient (lbfgs) of 3 loses at most a third of what averaging loses.": True,
-        "ED-LoRA + gradient (exact) of 3 loses at most a third of what averaging loses.": False,
-        "At LoRA scale 0 the words alone show more of the identity than the untrained base.": True,
+        "Averaging costs ED-LoRA less than LoRA.": True,
+        "ED-LoRA + gradient (lbfgs) keeps more than averaging.": True,
+        "ED-LoRA + gradient (exact) keeps more than averaging.": True,
+        "ED-LoRA + gradient (lbfgs) loses at most a third of what averaging loses.": True,
+        "ED-LoRA + gradient (exact) loses at most a third of what averaging loses.": False,
     }
+    told = scale_zero(by_method(rows(LEVELS)))
+    assert told is not None
+    assert told.holds is True
+    assert told.evidence.startswith("0.200 ")
+    assert scale_zero(by_method(rows({"ED-LoRA": 0.9}))) is None
+
+
+def test_the_figure_has_a_line_a_row_and_a_point_a_size():
+    levels = LEVELS | {fused_method("ED-LoRA + average", 2): 0.8}
+    figure = kept_figure(rows(levels), TableConfig(num_concepts=3, num_seeds=2, sizes=(2, 3)))
+    assert figure.count("identity kept (probe)") == 1
+    panel = figure.partition("</g></g>")[0]  # the first one, identity
+    lines = {title: panel.partition(f"<title>{title}</title>")[2].partition("</g>")[0] for title in LINES}
+    assert {title: found.count("<circle") for title, found in lines.items()} == LINES
+
+
+LINES = {"ED-LoRA alone": 2, "ED-LoRA + average": 2, "LoRA + average": 1, "ED-LoRA + gradient (exact)": 1}
 
 
 def test_what_fusing_costs_is_single_minus_fused():
@@ -204,7 +222,7 @@ def test_the_page_says_whether_the_base_may_tell_and_how_to_make_it_again(tmp_pa
     page = claims_page(TableRun(tmp_path, CONFIG), "ab" * 32, rows(LEVELS), "claims")
     assert "Yes: ceiling: autoencoder, probe_class 1.000, needed 0.95" in page
     assert "probe_accessory 0.970, needed 0.95" in page
-    assert "- **No.** ED-LoRA + gradient (exact) of 3 loses" in page
+    assert "| ED-LoRA + gradient (exact) loses at most a third of what averaging loses. | **no** 0.120 [" in page
     assert "--concepts 3 --seeds 2 --sizes 3" in page
     assert "| ED-LoRA + average | 3 | 0.715" in page
 

@@ -47,6 +47,11 @@ def test_whole_groups_are_drawn_so_alike_values_do_not_narrow_the_interval():
     assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
 
 
+def test_one_group_alone_has_the_interval_of_its_values_not_one_of_no_width():
+    values = np.random.default_rng(6).random(40)
+    assert bootstrap_mean(values, groups=["a"] * 40) == bootstrap_mean(values)
+
+
 def test_same_seed_same_interval_and_other_seed_other_interval():
     values = np.random.default_rng(4).random(40)
     assert bootstrap_mean(values, seed=5) == bootstrap_mean(values, seed=5)
