@@ -168,8 +168,9 @@ def claims_page(run: TableRun, digest: str, scores: Sequence[PictureScore], figu
 def _introduction(run: TableRun, digest: str, scores: Sequence[PictureScore], primary: str) -> str:
     config = run.config
     sizes = ", ".join(map(str, config.sizes))
+    trainings = f"{config.num_seeds} training{'s'[: config.num_seeds > 1]}"
     return (
-        f"{config.num_concepts} concepts, {config.num_seeds} trainings of each, fused {sizes} at a time; "
+        f"{config.num_concepts} concepts, {trainings} of each, fused {sizes} at a time; "
         f"{len(scores)} scored pictures; the suite `{Path(config.suite).stem}` with {config.prompt_seeds} fixed seeds "
         "a prompt, "
         f"{config.num_inference_steps} denoising steps, guidance {config.guidance_scale}. Same prompts and first "
@@ -241,7 +242,7 @@ def _answer_table(found: Mapping[str, Mapping[int, Verdict]], sizes: Sequence[in
 
 
 def _scale_zero_line(verdict: Verdict | None) -> str:
-    return f"{verdict.statement} **{WORDS[verdict.holds]}**, by {verdict.evidence}." if verdict else ""
+    return f"{verdict.statement.rstrip('.')}: **{WORDS[verdict.holds]}**, {verdict.evidence}." if verdict else ""
 
 
 def _table(scores: Sequence[PictureScore], methods: Sequence[str], metrics: Sequence[str]) -> str:

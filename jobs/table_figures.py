@@ -67,7 +67,7 @@ def write_grid(rows: "Sequence[ScoredPicture]", config: TableConfig, size: int, 
     shown = size or config.num_concepts
     concepts = [str(config.ref(index, 0)) for index in range(min(shown, MAX_GRID_ROWS))]
     present = [method for method in methods if any((concept, method) in found for concept in concepts)]
-    side, top = 96, 58
+    side, top = 96, 66
     sheet = Image.new("RGB", (side * len(present), top + side * len(concepts)), (251, 250, 247))
     draw = ImageDraw.Draw(sheet)
     for column, method in enumerate(present):

@@ -58,7 +58,7 @@ def test_one_command_trains_fuses_draws_scores_and_writes_and_then_finds_it_all_
         assert words.lower() in text.lower()
     assert [path.name for path in sorted((page.parent / "claims").iterdir())] == ["grid-2.png", "kept.svg"]
     with Image.open(page.parent / "claims" / "grid-2.png") as grid:
-        assert grid.size == (96 * 6, 58 + 96 * 2)  # renders, ED-LoRA, its scale 0, two fusions, the bare base
+        assert grid.size == (96 * 6, 66 + 96 * 2)  # renders, ED-LoRA, its scale 0, two fusions, the bare base
     assert (out / "evaluation.html").read_text().count("<img") == 2 * 2 * 8
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.suffix in (".safetensors", ".parquet")}
