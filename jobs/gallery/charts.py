@@ -62,7 +62,7 @@ def _range(rows: Sequence[ChartRow], zero: bool) -> tuple[float, float]:
 
 def _scale(low: float, high: float, x: Callable[[float], float], bottom: float) -> str:
     """Grid lines at round values under the rows."""
-    step = _round_step(high - low)
+    step = round_step(high - low)
     first = int(low // step) + 1
     parts = []
     for index in range(first, int(high // step) + 1):
@@ -72,7 +72,7 @@ def _scale(low: float, high: float, x: Callable[[float], float], bottom: float) 
     return "".join(parts)
 
 
-def _round_step(length: float) -> float:
+def round_step(length: float) -> float:
     """A step of 1, 2 or 5 times a power of ten that gives at most five marks."""
     step = 1e-4
     while True:

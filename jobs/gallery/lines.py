@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jobs.gallery.charts import round_step
 from jobs.gallery.document import escape
 
 COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#c44e52", "#e7969c", "#7f0000")
@@ -73,10 +74,10 @@ def _panel(panel: Panel, colours: dict[str, str], numbers: Sequence[int]) -> str
         return _BOTTOM - value / high * (_BOTTOM - _TOP)
 
     parts = [f'<text x="{_LEFT}" y="16" font-weight="bold">{escape(panel.title)}</text>']
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
-        level = y(high * share)
-        parts.append(f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{level:.1f}" y2="{level:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="2" y="{level + 4:.1f}">{high * share:.2f}</text>')
+    step = round_step(high)
+    for value in (index * step for index in range(int(high // step) + 1)):
+        parts.append(f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>')
     parts += [f'<text x="{x(n):.1f}" y="{_BOTTOM + 16}" text-anchor="middle">{n}</text>' for n in numbers]
     parts += [_line(line, colours[line.label], x, y) for line in panel.lines]
     return "".join(parts)
