@@ -88,7 +88,7 @@ Examples:
     show_default=True,
     help="Keep concepts from bleeding into each other's regions.",
 )
-@click.option("--guard-until", type=float, default=0.4, show_default=True, help="Share of the steps the guard acts.")
+@click.option("--guard-until", type=float, help="Share of the steps the guard acts; default 0.4, windows 0.8.")
 @click.option(
     "--condition",
     "conditions",
@@ -138,7 +138,7 @@ class _Request:
     scheduler: str | None
     scale: float
     guard: str
-    guard_until: float
+    guard_until: float | None
     conditions: tuple[str, ...]
     out: Path
     batch_size: int

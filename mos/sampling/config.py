@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,9 @@ from mos.errors import BadInputError
 BleedingGuard = Literal["none", "self-attention", "blend", "windows"]
 GUARDS: tuple[BleedingGuard, ...] = ("none", "self-attention", "blend", "windows")
 """What may keep one region's concept out of another; :mod:`mos.sampling.denoising` says how each works."""
+
+GUARD_UNTIL: Mapping[BleedingGuard, float] = {"none": 0.0, "self-attention": 0.4, "blend": 0.4, "windows": 0.8}
+"""How long each guard acts unless told otherwise, as a fraction of the steps."""
 
 SMALL_WORLD_GUIDANCE = 3.0
 """What suits the small world's base: from 5 on, a concept's pictures get specks where nothing should be."""
@@ -29,8 +33,10 @@ class SamplingConfig:
         batch_size: Pictures denoised together; memory, not the picture, depends on it.
         bleeding_guard: What keeps one region's concept out of another early in sampling: self-attention
             limited to cells that share a prompt, or every prompt denoised by itself and mixed by region, over
-            the whole picture (`blend`) or within the window around its region (`windows`).
-        guard_until: Fraction of the steps, from the first, during which the guard acts.
+            the whole picture (`blend`) or within the window around its region (`windows`, after which
+            self-attention stays limited to the end).
+        guard_until: Fraction of the steps, from the first, during which the guard acts; 0 is no guard, None is
+            what suits the guard (`GUARD_UNTIL`).
         truncate: Cut prompts that are too long instead of refusing them.
     """
 
@@ -41,13 +47,18 @@ class SamplingConfig:
     scheduler: str | None = None
     batch_size: int = 8
     bleeding_guard: BleedingGuard = "none"
-    guard_until: float = 0.4
+    guard_until: float | None = None
     truncate: bool = False
 
     def __post_init__(self) -> None:
         problems = [text for holds, text in self._range_checks() if not holds]
         if problems:
             raise BadInputError("sampling options: " + "; ".join(problems))
+
+    @property
+    def guarded_part(self) -> float:
+        """The fraction of the steps during which the guard acts."""
+        return GUARD_UNTIL[self.bleeding_guard] if self.guard_until is None else self.guard_until
 
     def _range_checks(self) -> tuple[tuple[bool, str], ...]:
         return (
@@ -66,7 +77,10 @@ class SamplingConfig:
                 self.bleeding_guard in GUARDS,
                 f"bleeding_guard is {self.bleeding_guard!r}, expected one of {', '.join(GUARDS)}",
             ),
-            (0.0 <= self.guard_until <= 1.0, f"guard_until is {self.guard_until}, expected 0..1"),
+            (
+                self.guard_until is None or 0.0 <= self.guard_until <= 1.0,
+                f"guard_until is {self.guard_until}, expected 0..1",
+            ),
         )
 
 

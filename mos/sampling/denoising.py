@@ -15,7 +15,7 @@ from mos.edlora.tokens import PromptEncoding
 from mos.sampling.attention import AttentionState, regional_processors
 from mos.sampling.condition import Condition, condition_features
 from mos.sampling.conditioning import Conditioning, joined
-from mos.sampling.config import SamplingConfig
+from mos.sampling.config import BleedingGuard, SamplingConfig
 from mos.sampling.geometry import RegionGeometry, Window, lay_out, segment_windows
 from mos.sampling.region import Region
 from mos.sampling.schedulers import make_scheduler
@@ -130,7 +130,7 @@ class _Predictor:
 
     def __call__(self, latents: Tensor, timestep: Tensor, progress: float, *, copies: int) -> Tensor:
         """Predict for [batch, ...] latents repeated for every branch: [copies * batch, ...] float32."""
-        guard = self._config.bleeding_guard if progress < self._config.guard_until else "none"
+        guard = self._guard(progress)
         has_regions = self._state.geometry.num_segments > 1
         self._state.is_guarded = has_regions and guard == "self-attention"
         inputs = torch.cat([latents] * copies).to(self.base.dtype)
@@ -142,6 +142,13 @@ class _Predictor:
         if guard == "windows":
             windows[1:] = segment_windows(shares[1:], align=self._align)
         return self._predict_apart(inputs, timestep, progress, shares, windows)
+
+    def _guard(self, progress: float) -> BleedingGuard:
+        """What acts at this step: after the windows, regions still look at nothing but themselves."""
+        guard, until = self._config.bleeding_guard, self._config.guarded_part
+        if progress < until:
+            return guard
+        return "self-attention" if guard == "windows" and until > 0 else "none"
 
     def _predict_apart(
         self, inputs: Tensor, timestep: Tensor, progress: float, shares: Tensor, windows: Sequence[Window]

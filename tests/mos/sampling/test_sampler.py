@@ -7,7 +7,7 @@ from mos.edlora.lora import LowRank
 from mos.edlora.tokens import PromptEncoder, PromptError
 from mos.errors import BadInputError
 from mos.random_base import random_base
-from mos.sampling import Region, SamplingConfig, denoise, sample
+from mos.sampling import Region, SamplingConfig, denoise, denoising, sample
 from mos.sampling.conditioning import Conditioning
 from mos.sampling.sampler import encode_scene
 from mos.sampling.schedulers import SHORT_NAMES, make_scheduler, starting_noise
@@ -292,6 +292,28 @@ def test_windows_equal_drawing_each_region_as_a_picture_of_its_own(tiny_base):
 
     assert torch.allclose(got[..., :4], apart(None, "a cat", slice(0, 4)), atol=1e-3)
     assert torch.allclose(got[..., 4:], apart(adapter, "a <bob-dog>", slice(4, 8)), atol=1e-3)
+
+
+def test_after_the_windows_regions_share_a_picture_but_do_not_look_at_each_other(tiny_base, monkeypatch):
+    seen = []
+    predict = denoising._Predictor._predict
+
+    def spy(self, inputs, timestep, progress, window):
+        seen.append((progress, self._state.alone, self._state.is_guarded))
+        return predict(self, inputs, timestep, progress, window)
+
+    monkeypatch.setattr(denoising._Predictor, "_predict", spy)
+    regions = [Region(prompt="a cat", box=LEFT), Region(prompt="a dog", box=RIGHT)]
+    config = SamplingConfig(num_inference_steps=4, bleeding_guard="windows", guard_until=0.5)
+    run_latents(tiny_base, None, regions, config=config)
+    windows = [(progress, region, False) for progress in (0.0, 0.25) for region in (1, 2)]
+    assert seen == [*windows, (0.5, None, True), (0.75, None, True)]
+
+
+def test_every_guard_has_a_time_that_suits_it():
+    assert SamplingConfig(bleeding_guard="windows").guarded_part == 0.8
+    assert SamplingConfig(bleeding_guard="self-attention").guarded_part == 0.4
+    assert SamplingConfig(bleeding_guard="windows", guard_until=0.3).guarded_part == 0.3
 
 
 def test_windows_follow_a_sketch_and_leave_the_rest_to_the_global_prompt(tiny_base):
