@@ -34,7 +34,6 @@ from mos.evaluation.scorer import ClipScorer
 from mos.evaluation.scoring import PictureScorer
 from mos.fusion import FusedModel, FusionConfig, FusionSource, fuse, measure_fusion, read_fused, write_fused
 from mos.smallworld.assets import load_probe, scorer_path
-from mos.smallworld.concepts import concept_pictures
 from mos.tensorfile import write_atomically
 
 ROW = "ED-LoRA"
@@ -129,15 +128,7 @@ class Curve:
 
     def subjects(self, count: int) -> list[ClaimSubject]:
         """The first concepts: who they are and what they were trained on."""
-        table = self.config.table
-        return [
-            ClaimSubject(
-                ref=table.ref(index, 0),
-                identity=table.identity(index),
-                references=[picture for picture, _, _ in concept_pictures(table.identity(index), 100 + index)],
-            )
-            for index in range(count)
-        ]
+        return [self.config.table.subject(index, 0) for index in range(count)]
 
     def sources(self, count: int) -> list[FusionSource]:
         """The first trained concepts."""

@@ -19,14 +19,13 @@ from jobs.table_config import FUSIONS, TableConfig, TableRun
 from jobs.table_tasks import table_base
 from mos.artifact import read_artifact
 from mos.edlora.adapter import Adapter
-from mos.evaluation.claim import ClaimConfig, ClaimSubject, measure_cell
+from mos.evaluation.claim import ClaimConfig, measure_cell
 from mos.evaluation.intervals import Interval, paired_difference
 from mos.evaluation.prompts import load_suite
 from mos.evaluation.results import PictureScore, concept_of, summarise, values_of
 from mos.fusion.model import read_fused
 from mos.fusion.source import FusionSource
 from mos.fusion.stages import Stage, plan_stages
-from mos.smallworld.concepts import concept_pictures
 
 ALONE = "alone"
 METRICS = ("probe_identity", "probe_pattern", "probe_colour", "image_alignment_pairwise")
@@ -53,12 +52,7 @@ class Study:
         self._edloras = [
             read_artifact(run.concept_path("ED-LoRA", index, seed), self.base.facts) for index in range(size)
         ]
-        self._subjects = [self._subject(index) for index in range(size)]
-
-    def _subject(self, index: int) -> ClaimSubject:
-        identity = self._run.config.identity(index)
-        pictures = [picture for picture, _, _ in concept_pictures(identity, 100 + index)]
-        return ClaimSubject(ref=self._refs[index], identity=identity, references=pictures)
+        self._subjects = [run.config.subject(index, seed) for index in range(size)]
 
     def cells(self, rows: Sequence[str]) -> Iterator[tuple[str, dict[str, Adapter]]]:
         """Name of a cell, and what draws each concept there."""

@@ -10,7 +10,7 @@ what they are, pictures and scores are blocks of an evaluation in the registry u
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ def table_job(run: TableRun, *, only_present: bool = False) -> "EvaluationJob":
     from mos.evaluation.prompts import load_suite
 
     base, suite = table_base(run.base), load_suite(run.config.suite)
-    truths = {truth.ref: truth for truth in claim_truths(list(_subjects(run.config)), ClaimConfig())}
+    truths = {truth.ref: truth for truth in claim_truths(_subjects(run.config), ClaimConfig())}
     models, adapters = _models(run, base, only_present)
     first = [str(run.config.ref(index, 0)) for index in range(run.config.num_concepts)]
     use_probe = run.scorer is None
@@ -104,15 +104,8 @@ def _models(run: TableRun, base: "BaseModel", only_present: bool) -> "tuple[list
     return models, adapters
 
 
-def _subjects(config: TableConfig) -> "Iterator[ClaimSubject]":
-    from mos.evaluation.claim import ClaimSubject
-    from mos.smallworld.concepts import concept_pictures
-
-    for index in range(config.num_concepts):
-        identity = config.identity(index)
-        references = [picture for picture, _, _ in concept_pictures(identity, 100 + index)]
-        for seed in range(config.num_seeds):
-            yield ClaimSubject(ref=config.ref(index, seed), identity=identity, references=references)
+def _subjects(config: TableConfig) -> "list[ClaimSubject]":
+    return [config.subject(index, seed) for index in range(config.num_concepts) for seed in range(config.num_seeds)]
 
 
 def evaluate(run: TableRun, num_workers: int, say: Callable[[str], None]) -> tuple[str, list[str]]:

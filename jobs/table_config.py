@@ -11,6 +11,7 @@ from mos.errors import BadInputError, ConflictError
 
 if TYPE_CHECKING:
     from mos.base_model import BaseModel
+    from mos.evaluation.claim import ClaimSubject
     from mos.fusion.config import FusionConfig
     from mos.smallworld.world import Identity
     from mos.training import TrainingConfig
@@ -91,6 +92,15 @@ class TableConfig:
         from mos.smallworld.world import CLASSES, concept_identity
 
         return concept_identity(100 + index // len(CLASSES), self.class_name(index))
+
+    def subject(self, index: int, seed: int) -> "ClaimSubject":
+        """Concept `index` of one training as scores know it: who it is and what it was trained on."""
+        from mos.evaluation.claim import ClaimSubject
+        from mos.smallworld.concepts import concept_pictures
+
+        identity = self.identity(index)
+        references = [picture for picture, _, _ in concept_pictures(identity, 100 + index)]
+        return ClaimSubject(ref=self.ref(index, seed), identity=identity, references=references)
 
 
 @dataclass(frozen=True)
